@@ -1,0 +1,3 @@
+"""dlm keeps the promises people make about data."""
+
+__version__ = "0.1.0"

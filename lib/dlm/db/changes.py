@@ -1,0 +1,69 @@
+"""The change queue: facts that the judge must look at. Rows are claimed and deleted, and NOTIFY only wakes (architecture 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm.db.engine import Tx
+from dlm.types import ChangeKind
+
+CHANNEL = "dlm_{daemon}"  # one NOTIFY channel per daemon
+
+
+def add(
+    tx: Tx,
+    kind: ChangeKind,
+    *,
+    did_id: int | None = None,
+    storage_id: int | None = None,
+    file_ids: Sequence[int] | None = None,
+) -> None:
+    """Write one change row and wake the judge at commit; two statements.
+
+    Written in the transaction of the fact, even when no rule seems concerned: a rule that this transaction cannot
+    see yet may be committing beside it, and the judge looks under a later snapshot.
+    """
+    tx.run(
+        """INSERT INTO change (kind, did_id, storage_id, file_ids, created_at)
+           VALUES (%(kind)s, %(did_id)s, %(storage_id)s, %(file_ids)s::bigint[], %(now)s)""",
+        kind=str(kind),
+        did_id=did_id,
+        storage_id=storage_id,
+        file_ids=None if file_ids is None else sorted(file_ids),
+    )
+    wake(tx, "judge")
+
+
+def add_by_storage(tx: Tx, kind: ChangeKind, files: Sequence[tuple[int, int]]) -> None:
+    """Write one change row per storage for (did_id, storage_id) pairs, and wake the judge; two statements."""
+    tx.run(
+        """INSERT INTO change (kind, storage_id, file_ids, created_at)
+           SELECT %(kind)s::change_kind, storage_id, array_agg(did_id ORDER BY did_id), %(now)s
+             FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS f (did_id, storage_id)
+            GROUP BY storage_id""",
+        kind=str(kind),
+        dids=[did for did, _ in files],
+        storages=[storage for _, storage in files],
+    )
+    wake(tx, "judge")
+
+
+def claim(tx: Tx, limit: int) -> Sequence[Row[Any]]:
+    """Take up to `limit` change rows out of the queue, oldest first; one statement.
+
+    The rows are deleted in this transaction: if it fails they stand again, if it commits their consequences stand.
+    """
+    return tx.rows(
+        """DELETE FROM change WHERE id = ANY (ARRAY(
+               SELECT id FROM change ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+           RETURNING id, kind, did_id, storage_id, file_ids, created_at""",
+        limit=limit,
+    )
+
+
+def wake(tx: Tx, daemon: str) -> None:
+    """NOTIFY the daemon at commit; one statement. A hint: polling is the safety net."""
+    tx.run("SELECT pg_notify(%(channel)s, '')", channel=CHANNEL.format(daemon=daemon))

@@ -1,0 +1,164 @@
+"""Connections and transactions.
+
+`Database.begin(name)` opens one transaction and yields a `Tx`: connection, the one reading of the clock, and who acts.
+SQL is written for psycopg (`%(name)s`); `now` and `actor` are bound for every statement.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.types.json import Jsonb
+from sqlalchemy.engine import Connection, Row
+
+from dlm import effects
+from dlm.clock import Clock, DatabaseClock
+from dlm.errors import Conflict, DlmError, InvalidInput, Transient
+from dlm.types import Identity
+
+SYSTEM = Identity(account_id=None, account="dlm", roles=frozenset({"daemon"}))
+
+
+@dataclass(slots=True)
+class Tx:
+    """One open transaction. `now` was read once, at its beginning."""
+
+    connection: Connection
+    now: datetime
+    actor: Identity = SYSTEM
+    statements: int = field(default=0)
+
+    def run(self, sql: str, **values: Any) -> sa.CursorResult[Any]:
+        """Execute one statement; dicts must be wrapped with `json()`; lists become arrays (cast them)."""
+        self.statements += 1
+        values["now"] = self.now
+        return self.connection.exec_driver_sql(sql, values)
+
+    def rows(self, sql: str, **values: Any) -> Sequence[Row[Any]]:
+        return self.run(sql, **values).fetchall()
+
+    def one(self, sql: str, **values: Any) -> Row[Any] | None:
+        return self.run(sql, **values).first()
+
+    def scalar(self, sql: str, **values: Any) -> Any:
+        return self.run(sql, **values).scalar()
+
+    def stream(self, sql: str, size: int = 1000, **values: Any) -> Iterator[Row[Any]]:
+        """Rows through a server-side cursor, `size` at a time: memory stays flat."""
+        self.statements += 1
+        values["now"] = self.now
+        result = self.connection.execution_options(stream_results=True, max_row_buffer=size).exec_driver_sql(sql, values)
+        with result:
+            yield from result
+
+    @property
+    def cursor(self) -> psycopg.Cursor[Any]:
+        """The driver's own cursor on this transaction's connection, for COPY."""
+        return self.connection.connection.cursor()  # type: ignore[return-value]
+
+    def lock_session(self, key: int) -> None:
+        """Hold the advisory lock `key` until the transaction ends."""
+        self.run("SELECT pg_advisory_xact_lock(%(key)s)", key=key)
+
+
+def json(value: Any) -> Jsonb | None:
+    """The value as a JSONB parameter; None stays SQL NULL."""
+    return None if value is None else Jsonb(value)
+
+
+class Database:
+    """A pool of connections to one PostgreSQL, and the clock that transactions read."""
+
+    def __init__(
+        self,
+        dsn: str,
+        clock: Clock | None = None,
+        *,
+        pool_size: int = 5,
+        statement_timeout_s: float = 60,
+        lock_timeout_s: float = 10,
+    ) -> None:
+        self.dsn = dsn
+        self.clock: Clock = clock or DatabaseClock()
+        options = f"-c statement_timeout={int(statement_timeout_s * 1000)} -c lock_timeout={int(lock_timeout_s * 1000)} -c timezone=UTC"
+        self.engine = sa.create_engine(
+            dsn,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=10,
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": 5, "options": options, "application_name": "dlm"},
+        )
+
+    @contextmanager
+    def begin(self, name: str, actor: Identity = SYSTEM, *, commit: bool = True) -> Iterator[Tx]:
+        """One READ COMMITTED transaction called `name`; `commit=False` (a dry run) rolls back at the end.
+
+        Errors of the database leave as ours: a broken constraint as Conflict, what may pass as Transient.
+        """
+        try:
+            with self.engine.connect() as connection:
+                tx = Tx(connection, self.clock.now(connection), actor)
+                yield tx
+                if not commit:
+                    connection.rollback()
+                    return
+                effects.point(f"{name}:before-commit")
+                connection.commit()
+            effects.point(f"{name}:after-commit")
+        except sa.exc.DBAPIError as error:
+            raise translated(error) from error
+        except sa.exc.TimeoutError as error:
+            raise Transient("all database connections are in use") from error
+
+    def wait_until_up(self, timeout_s: float, pause_s: float = 0.5) -> None:
+        """Return once the database answers; Transient after `timeout_s`."""
+        limit = time.monotonic() + timeout_s
+        while True:
+            try:
+                with self.begin("wait"):
+                    return
+            except Transient:
+                if time.monotonic() >= limit:
+                    raise
+                time.sleep(pause_s)
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
+
+# A constraint's name is part of the schema; these are the ones a caller can run into by bad or unlucky input.
+_CONSTRAINTS: dict[str, DlmError] = {
+    "uq_scope_name": Conflict("this scope exists already", field="name"),
+    "uq_site_name": Conflict("a site of this name exists already", field="name"),
+    "uq_storage_name": Conflict("a storage of this name exists already", field="name"),
+    "uq_account_name": Conflict("an account of this name exists already", field="name"),
+    "uq_did_scope_id_name": Conflict("this DID exists already; names are never used twice", field="name"),
+    "uq_protocol_storage_id_scheme": Conflict("the storage has a protocol of this scheme already", field="scheme"),
+}
+_PASSING = ("40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53")  # and class 08, and no SQLSTATE at all
+
+
+def translated(error: sa.exc.DBAPIError) -> DlmError:
+    """The error of ours that tells the caller what to do about a database error."""
+    cause = error.orig
+    state = getattr(cause, "sqlstate", None) or ""
+    diag = getattr(cause, "diag", None)
+    constraint = getattr(diag, "constraint_name", None)
+    if constraint in _CONSTRAINTS:
+        known = _CONSTRAINTS[constraint]
+        return type(known)(known.detail, field=known.field, hint=known.hint)
+    if not state or state.startswith("08") or state.startswith(_PASSING):
+        return Transient("the database does not answer at the moment" if not state or state[:2] in ("08", "57") else "the database is busy")
+    if state == "23505":
+        return Conflict(f"this exists already ({constraint})")
+    if state[:2] == "22":
+        return InvalidInput(f"a value is out of range: {getattr(diag, 'message_primary', cause)}")
+    raise error

@@ -1,0 +1,64 @@
+"""The append-only record of what happened: audit, outbox, and what `why` reads. Written in the transaction of the fact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm.db.engine import Tx, json
+
+
+def record(
+    tx: Tx,
+    object_: str,
+    object_id: int,
+    action: str,
+    *,
+    cause: str | None = None,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    """Write one event by the transaction's actor; one statement."""
+    record_many(tx, object_, action, [(object_id, before, after)], cause=cause)
+
+
+def record_many(
+    tx: Tx,
+    object_: str,
+    action: str,
+    rows: Sequence[tuple[int, Mapping[str, Any] | None, Mapping[str, Any] | None]],
+    *,
+    cause: str | None = None,
+) -> None:
+    """Write one event per (object id, before, after); one statement for any number."""
+    if not rows:
+        return
+    tx.run(
+        """INSERT INTO event (at, object, object_id, action, actor, request_id, cause, before, after)
+           SELECT %(now)s, %(object)s, id, %(action)s, %(actor)s, %(request_id)s, %(cause)s, before, after
+             FROM unnest(%(ids)s::bigint[], %(befores)s::jsonb[], %(afters)s::jsonb[]) AS e (id, before, after)""",
+        object=object_,
+        action=action,
+        actor=tx.actor.account,
+        request_id=tx.actor.request_id or None,
+        cause=cause,
+        ids=[row[0] for row in rows],
+        befores=[json(row[1]) for row in rows],
+        afters=[json(row[2]) for row in rows],
+    )
+
+
+def list_for(tx: Tx, object_: str, object_id: int, limit: int = 100, before_id: int | None = None) -> Sequence[Row[Any]]:
+    """The newest events of one object, newest first; one statement."""
+    return tx.rows(
+        """SELECT id, at, object, object_id, action, actor, request_id, cause, before, after
+             FROM event
+            WHERE object = %(object)s AND object_id = %(object_id)s AND (%(before_id)s::bigint IS NULL OR id < %(before_id)s)
+            ORDER BY at DESC, id DESC LIMIT %(limit)s""",
+        object=object_,
+        object_id=object_id,
+        limit=limit,
+        before_id=before_id,
+    )

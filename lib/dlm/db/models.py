@@ -1,0 +1,486 @@
+"""The schema. Comments say what a row promises; db/migrations/ brings a database here, and a test compares the two.
+
+Hot tables (attachment, replica, lock, request) hold keys, sizes and states only, and no foreign keys: DIDs, storages
+and rules are never removed, so a reference once right stays right, and 10^9 inserts need not prove it each time
+(docs/adr/0002). `dlm-admin verify` looks for orphans.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, ForeignKey, Identity, Index, Integer, SmallInteger, Table, Text
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, ENUM, JSONB, TIMESTAMP, UUID
+
+from dlm import types
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _enum(name: str, values: type) -> ENUM:
+    return ENUM(*[member.value for member in values], name=name, metadata=metadata)  # type: ignore[attr-defined]
+
+
+did_kind = _enum("did_kind", types.DidKind)
+phase = _enum("phase", types.Phase)
+replica_state = _enum("replica_state", types.ReplicaState)
+request_state = _enum("request_state", types.RequestState)
+rule_state = _enum("rule_state", types.RuleState)
+grouping = _enum("rule_grouping", types.Grouping)
+change_kind = _enum("change_kind", types.ChangeKind)
+reap = _enum("reap", types.Reap)
+
+_empty_object = sa.text("'{}'::jsonb")
+_empty_texts = sa.text("'{}'::text[]")
+_zero = sa.text("0")
+_false = sa.text("false")
+_true = sa.text("true")
+
+
+def _id(type_: type = BigInteger) -> Column:
+    return Column("id", type_, Identity(always=False), primary_key=True)
+
+
+def _uuid() -> Column:
+    return Column("uuid", UUID(as_uuid=False), nullable=False, unique=True, server_default=sa.text("gen_random_uuid()"))
+
+
+def _at(name: str, nullable: bool = True) -> Column:
+    return Column(name, TIMESTAMP(timezone=True), nullable=nullable)
+
+
+def _json(name: str) -> Column:
+    return Column(name, JSONB(none_as_null=True), nullable=False, server_default=_empty_object)
+
+
+def _bytes(name: str) -> Column:
+    return Column(name, BigInteger, nullable=False, server_default=_zero)
+
+
+# --- who ---------------------------------------------------------------------------------------------------------
+
+account = Table(
+    "account",
+    metadata,
+    _id(Integer),
+    Column("name", Text, nullable=False, unique=True),
+    Column("kind", Text, CheckConstraint("kind IN ('person', 'group', 'service')", name="kind"), nullable=False),
+    Column("email", Text),
+    Column("roles", ARRAY(Text), nullable=False, server_default=_empty_texts),
+    _at("created_at", nullable=False),
+    _at("closed_at"),
+)
+
+# A bearer token is kept as the SHA-256 of its text; the text is shown once.
+token = Table(
+    "token",
+    metadata,
+    _id(Integer),
+    Column("account_id", Integer, ForeignKey("account.id"), nullable=False),
+    Column("hash", BYTEA, nullable=False, unique=True),
+    Column("label", Text, nullable=False, server_default=""),
+    _at("created_at", nullable=False),
+    _at("expires_at"),
+    _at("revoked_at"),
+)
+
+scope = Table(
+    "scope",
+    metadata,
+    _id(Integer),
+    Column("name", Text, nullable=False, unique=True),
+    Column("account_id", Integer, ForeignKey("account.id"), nullable=False),
+    _at("created_at", nullable=False),
+)
+
+# --- where -------------------------------------------------------------------------------------------------------
+
+site = Table(
+    "site",
+    metadata,
+    _id(Integer),
+    _uuid(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("country", Text),
+    Column("city", Text),
+    Column("latitude", sa.Double, CheckConstraint("latitude BETWEEN -90 AND 90", name="latitude")),
+    Column("longitude", sa.Double, CheckConstraint("longitude BETWEEN -180 AND 180", name="longitude")),
+    _at("created_at", nullable=False),
+    _at("deleted_at"),
+)
+
+storage = Table(
+    "storage",
+    metadata,
+    _id(Integer),
+    _uuid(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("site_id", Integer, ForeignKey("site.id"), nullable=False),
+    Column("type", Text, nullable=False, server_default="disk"),
+    Column("phase", phase, nullable=False, server_default="gas"),
+    Column("capacity_bytes", BigInteger, CheckConstraint("capacity_bytes >= 0", name="capacity")),
+    Column("min_free_bytes", BigInteger, CheckConstraint("min_free_bytes >= 0", name="min_free"), nullable=False, server_default=_zero),
+    Column("can_read", Boolean, nullable=False, server_default=_true),
+    Column("can_write", Boolean, nullable=False, server_default=_true),
+    Column("can_delete", Boolean, nullable=False, server_default=_true),
+    Column("switch_reason", Text),  # why a switch is off; whoever turns it says so
+    Column("is_available", Boolean, nullable=False, server_default=_true),  # the marker was seen at the last look
+    Column("unavailable_reason", Text),
+    _at("looked_at"),
+    Column("reap", reap, nullable=False, server_default="eager"),
+    Column("undo_window_s", Integer, CheckConstraint("undo_window_s >= 0", name="undo_window")),  # null: the setting
+    _json("attributes"),  # free, text to text
+    _at("created_at", nullable=False),
+    _at("deleted_at"),
+)
+
+protocol = Table(
+    "protocol",
+    metadata,
+    _id(Integer),
+    Column("storage_id", Integer, ForeignKey("storage.id"), nullable=False),
+    Column("scheme", Text, nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("credentials", Text),  # a reference, never the secret
+    Column("priority", SmallInteger, nullable=False, server_default=_zero),
+    sa.UniqueConstraint("storage_id", "scheme"),
+)
+
+# reserved = bytes of replicas still copying + bytes promised by locks whose replicas do not exist yet
+# used     = bytes of replicas that are (or may be) on the storage: available, unverified, bad, deleting
+storage_usage = Table(
+    "storage_usage",
+    metadata,
+    Column("storage_id", Integer, ForeignKey("storage.id"), primary_key=True, autoincrement=False),
+    _bytes("reserved_bytes"),
+    _bytes("used_bytes"),
+    _bytes("used_files"),
+)
+
+# charged = sum of the sizes of the account's live locks at this storage; limit null = no limit
+account_usage = Table(
+    "account_usage",
+    metadata,
+    Column("account_id", Integer, ForeignKey("account.id"), primary_key=True, autoincrement=False),
+    Column("storage_id", Integer, ForeignKey("storage.id"), primary_key=True, autoincrement=False),
+    _bytes("charged_bytes"),
+    _bytes("charged_files"),
+    Column("limit_bytes", BigInteger),
+)
+
+# --- what --------------------------------------------------------------------------------------------------------
+
+# size_bytes and files of a dataset are kept by attach and detach; of a container they stay 0.
+did = Table(
+    "did",
+    metadata,
+    _id(),
+    Column("scope_id", Integer, ForeignKey("scope.id"), nullable=False),
+    Column("kind", did_kind, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("account_id", Integer, nullable=False),
+    _bytes("size_bytes"),
+    Column("files", BigInteger, nullable=False, server_default=_zero),
+    Column("adler32", Text),
+    Column("md5", Text),
+    Column("sha256", Text),
+    Column("is_open", Boolean, nullable=False, server_default=_true),
+    Column("is_monotonic", Boolean, nullable=False, server_default=_false),
+    Column("metadata", JSONB(none_as_null=True)),
+    _at("created_at", nullable=False),
+    _at("expires_at"),
+    _at("deleted_at"),
+    sa.UniqueConstraint("scope_id", "name"),
+    CheckConstraint("size_bytes >= 0", name="size"),
+    Index("ix_did_expires_at", "expires_at", postgresql_where=sa.text("expires_at IS NOT NULL AND deleted_at IS NULL")),
+    Index("ix_did_metadata", "metadata", postgresql_using="gin", postgresql_where=sa.text("metadata IS NOT NULL")),
+)
+
+attachment = Table(
+    "attachment",
+    metadata,
+    Column("parent_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("child_id", BigInteger, primary_key=True, autoincrement=False),
+    _bytes("size_bytes"),
+    Index("ix_attachment_child_id_parent_id", "child_id", "parent_id"),
+)
+
+# fence counts claims; quiet_until: the path may not be written again before (a paused earlier worker may still act).
+# tombstone_at null = kept. path null = derived from the DID.
+replica = Table(
+    "replica",
+    metadata,
+    Column("did_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("storage_id", Integer, primary_key=True, autoincrement=False),
+    Column("state", replica_state, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    _at("created_at", nullable=False),
+    _at("verified_at"),
+    _at("next_check_at"),
+    _at("tombstone_at"),
+    _at("claimed_until"),
+    _at("quiet_until"),
+    Column("fence", Integer, nullable=False, server_default=_zero),
+    Column("path", Text),
+    CheckConstraint("state <> 'available' OR (verified_at IS NOT NULL AND next_check_at IS NOT NULL)", name="available_is_verified"),
+    CheckConstraint("state <> 'deleting' OR claimed_until IS NOT NULL", name="deleting_has_lease"),
+    Index("ix_replica_storage_id_did_id", "storage_id", "did_id"),
+    Index("ix_replica_due_check", "next_check_at", postgresql_where=sa.text("next_check_at IS NOT NULL")),
+    Index("ix_replica_tombstone", "storage_id", "tombstone_at", postgresql_where=sa.text("tombstone_at IS NOT NULL")),
+    Index("ix_replica_claimed", "claimed_until", postgresql_where=sa.text("claimed_until IS NOT NULL")),
+    Index("ix_replica_quiet", "quiet_until", postgresql_where=sa.text("state = 'deleted'")),
+    Index("uq_replica_storage_id_path", "storage_id", "path", unique=True, postgresql_where=sa.text("path IS NOT NULL")),
+)
+
+# --- promises ----------------------------------------------------------------------------------------------------
+
+# Each distinct expression stands once, with the storages it matched at the last evaluation.
+expression = Table(
+    "expression",
+    metadata,
+    _id(Integer),
+    Column("canonical", Text, nullable=False, unique=True),
+    Column("storage_ids", ARRAY(Integer), nullable=False, server_default=sa.text("'{}'::integer[]")),
+    _at("evaluated_at"),
+)
+
+rule = Table(
+    "rule",
+    metadata,
+    _id(),
+    _uuid(),
+    Column("did_id", BigInteger, ForeignKey("did.id"), nullable=False),
+    Column("account_id", Integer, ForeignKey("account.id"), nullable=False),
+    Column("copies", Integer, CheckConstraint("copies > 0", name="copies")),  # null: all that match
+    Column("expression_id", Integer, ForeignKey("expression.id"), nullable=False),
+    Column("source_expression_id", Integer, ForeignKey("expression.id")),
+    Column("grouping", grouping, nullable=False, server_default="dataset"),
+    Column("spread", Text),
+    Column("weight", Text),
+    Column("state", rule_state, nullable=False, server_default="declared"),
+    Column("reason", Text),
+    Column("priority", SmallInteger, CheckConstraint("priority BETWEEN 1 AND 5", name="priority"), nullable=False, server_default=sa.text("3")),
+    Column("activity", Text, nullable=False, server_default="default"),
+    Column("comment", Text),
+    Column("is_locked", Boolean, nullable=False, server_default=_false),
+    Column("is_suspended", Boolean, nullable=False, server_default=_false),
+    Column("idempotency_key", Text),
+    _at("created_at", nullable=False),
+    _at("state_since", nullable=False),
+    _at("expires_at"),
+    _at("next_judge_at"),  # null: nothing to do until a change or the resync says so; only `ok`, `suspended`, `gone` may rest
+    sa.Column("judge_attempts", SmallInteger, nullable=False, server_default=_zero),
+    Index("ix_rule_next_judge_at", "next_judge_at", "id", postgresql_where=sa.text("next_judge_at IS NOT NULL")),
+    Index("ix_rule_expires_at", "expires_at", postgresql_where=sa.text("expires_at IS NOT NULL AND state NOT IN ('letting_go', 'gone')")),
+    Index("ix_rule_did_id", "did_id", postgresql_where=sa.text("state <> 'gone'")),
+    Index("ix_rule_expression_id", "expression_id", postgresql_where=sa.text("state <> 'gone'")),
+    Index(
+        "uq_rule_live",
+        "did_id",
+        "account_id",
+        "expression_id",
+        sa.text("coalesce(copies, 0)"),
+        unique=True,
+        postgresql_where=sa.text("state NOT IN ('letting_go', 'gone')"),
+    ),
+    Index("uq_rule_idempotency_key", "account_id", "idempotency_key", unique=True, postgresql_where=sa.text("idempotency_key IS NOT NULL")),
+)
+
+# A rule's hold on a file or a whole dataset at a storage. What a lock holds is never deleted.
+# fill_after: the judge has created replicas for files up to this id (null: all). promised_bytes: reserved, not yet created.
+# files_ok, files_stuck are hints for display; a rule is `ok` only by an anti-join.
+lock = Table(
+    "lock",
+    metadata,
+    Column("did_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("storage_id", Integer, primary_key=True, autoincrement=False),
+    Column("rule_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("files", Integer, nullable=False),
+    _bytes("size_bytes"),
+    _bytes("promised_bytes"),
+    Column("files_ok", Integer, nullable=False, server_default=_zero),
+    Column("files_stuck", Integer, nullable=False, server_default=_zero),
+    Column("fill_after", BigInteger, server_default=_zero),
+    Column("is_released", Boolean, nullable=False, server_default=_false),
+    _at("created_at", nullable=False),
+    CheckConstraint("promised_bytes >= 0", name="promised"),
+    Index("ix_lock_rule_id", "rule_id", "did_id", "storage_id"),
+    Index("ix_lock_to_fill", "rule_id", postgresql_where=sa.text("fill_after IS NOT NULL")),
+)
+
+# One wish to create one replica; serves every lock on it. Deleted when done (the attempt rows stay).
+request = Table(
+    "request",
+    metadata,
+    _id(),
+    Column("did_id", BigInteger, nullable=False),
+    Column("storage_id", Integer, nullable=False),
+    Column("state", request_state, nullable=False, server_default="queued"),
+    Column("size_bytes", BigInteger, nullable=False),
+    _at("created_at", nullable=False),
+    _at("next_attempt_at", nullable=False),
+    _at("claimed_until"),
+    Column("source_storage_id", Integer),
+    Column("fence", Integer, nullable=False, server_default=_zero),
+    Column("priority", SmallInteger, nullable=False),
+    Column("attempts", SmallInteger, nullable=False, server_default=_zero),
+    Column("is_cancelled", Boolean, nullable=False, server_default=_false),  # the owner honours it
+    Column("is_repair", Boolean, nullable=False, server_default=_false),  # may replace what stands at the path
+    Column("activity", Text, nullable=False, server_default="default"),
+    Column("error_class", Text),
+    Column("error", Text),
+    sa.UniqueConstraint("did_id", "storage_id"),
+    Index("ix_request_lane", "storage_id", "priority", "next_attempt_at", "id", postgresql_where=sa.text("state = 'queued'")),
+    Index("ix_request_claimed", "claimed_until", postgresql_where=sa.text("state = 'active'")),
+    Index("ix_request_parked", "next_attempt_at", postgresql_where=sa.text("state = 'parked'")),
+)
+
+# Why the judge must look again. Claimed and deleted; never read by "id greater than the last seen".
+change = Table(
+    "change",
+    metadata,
+    _id(),
+    Column("kind", change_kind, nullable=False),
+    Column("did_id", BigInteger),
+    Column("storage_id", Integer),
+    Column("file_ids", ARRAY(BigInteger)),
+    _at("created_at", nullable=False),
+)
+
+# --- deleting safely ---------------------------------------------------------------------------------------------
+
+# Open (closed_at null): this kind of act stops on this storage (null: on all) until a person closes it.
+breaker = Table(
+    "breaker",
+    metadata,
+    _id(Integer),
+    Column("storage_id", Integer, ForeignKey("storage.id")),
+    Column("act", Text, CheckConstraint("act IN ('delete', 'loss')", name="act"), nullable=False),
+    Column("reason", Text, nullable=False),
+    _json("facts"),
+    _at("opened_at", nullable=False),
+    Column("opened_by", Text, nullable=False),
+    _at("closed_at"),
+    Column("closed_by", Text),
+    Index("uq_breaker_open", sa.text("coalesce(storage_id, 0)"), "act", unique=True, postgresql_where=sa.text("closed_at IS NULL")),
+)
+
+# What was deleted or declared lost on a storage, per batch: the breaker sums over its window.
+harm = Table(
+    "harm",
+    metadata,
+    _id(),
+    Column("storage_id", Integer, nullable=False),
+    Column("act", Text, nullable=False),
+    Column("files", Integer, nullable=False),
+    _at("at", nullable=False),
+    Index("ix_harm_storage_id_act_at", "storage_id", "act", "at"),
+)
+
+# One look through a storage (`storage check`): goes by did id, gathers findings, then declares them or stops.
+audit = Table(
+    "audit",
+    metadata,
+    _id(Integer),
+    Column("storage_id", Integer, ForeignKey("storage.id"), nullable=False),
+    Column("state", Text, CheckConstraint("state IN ('running', 'done', 'stopped', 'unavailable')", name="state"), nullable=False),
+    Column("with_checksum", Boolean, nullable=False, server_default=_true),
+    Column("confirm_lost", Boolean, nullable=False, server_default=_false),
+    Column("after_did_id", BigInteger, nullable=False, server_default=_zero),
+    Column("files", Integer, nullable=False, server_default=_zero),
+    Column("missing", Integer, nullable=False, server_default=_zero),
+    Column("corrupt", Integer, nullable=False, server_default=_zero),
+    Column("message", Text),
+    Column("asked_by", Text, nullable=False),
+    _at("created_at", nullable=False),
+    _at("next_attempt_at"),
+    _at("claimed_until"),
+    Column("fence", Integer, nullable=False, server_default=_zero),
+    _at("ended_at"),
+    Index("ix_audit_next_attempt_at", "next_attempt_at", postgresql_where=sa.text("next_attempt_at IS NOT NULL")),
+)
+
+finding = Table(
+    "finding",
+    metadata,
+    Column("storage_id", Integer, primary_key=True, autoincrement=False),
+    Column("did_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("audit_id", Integer),
+    Column("state", replica_state, nullable=False),  # bad or lost
+    Column("probes", SmallInteger, nullable=False, server_default=sa.text("1")),
+    Column("detail", Text),
+    _at("found_at", nullable=False),
+)
+
+# --- what happened -----------------------------------------------------------------------------------------------
+
+event = Table(
+    "event",
+    metadata,
+    Column("id", BigInteger, Identity(always=False), primary_key=True),
+    Column("at", TIMESTAMP(timezone=True), primary_key=True),
+    Column("object", Text, nullable=False),  # account, scope, site, storage, did, replica, rule, request, breaker …
+    Column("object_id", BigInteger, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("request_id", Text),  # of the HTTP request that caused it
+    Column("cause", Text),
+    Column("before", JSONB(none_as_null=True)),
+    Column("after", JSONB(none_as_null=True)),
+    Index("ix_event_object_id", "object", "object_id", "at"),
+    postgresql_partition_by="RANGE (at)",
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("did_id", BigInteger, nullable=False),
+    Column("storage_id", Integer, nullable=False),
+    Column("ended_at", TIMESTAMP(timezone=True), nullable=False),
+    Column("request_id", BigInteger, nullable=False),
+    Column("number", SmallInteger, nullable=False),
+    Column("source_storage_id", Integer),
+    Column("outcome", Text, nullable=False),  # done, retry, parked, cancelled
+    Column("size_bytes", BigInteger),
+    Column("duration_s", sa.REAL),
+    Column("error_class", Text),
+    Column("error", Text),
+    Index("ix_attempt_did_id", "did_id", "storage_id", "ended_at"),
+    postgresql_partition_by="RANGE (ended_at)",
+)
+
+# The evidence on which one replica was deleted: which verified copies stayed, or that nothing wanted the file.
+proof = Table(
+    "proof",
+    metadata,
+    Column("did_id", BigInteger, nullable=False),
+    Column("storage_id", Integer, nullable=False),
+    Column("made_at", TIMESTAMP(timezone=True), nullable=False),
+    Column("wanted", SmallInteger, nullable=False),
+    Column("witnesses", ARRAY(Integer), nullable=False),  # storages with a verified copy that stays
+    Column("cause", Text, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Index("ix_proof_did_id", "did_id", "storage_id", "made_at"),
+    postgresql_partition_by="RANGE (made_at)",
+)
+
+# The last time each daemon process finished a pass; for people and `doctor`, never for claiming work.
+daemon = Table(
+    "daemon",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("host", Text, primary_key=True),
+    Column("pid", Integer, primary_key=True, autoincrement=False),
+    _at("started_at", nullable=False),
+    _at("seen_at", nullable=False),
+    _json("counts"),
+)
+
+PARTITIONED = {"event": "at", "attempt": "ended_at", "proof": "made_at"}
