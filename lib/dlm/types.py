@@ -93,6 +93,8 @@ class ErrorClass(StrEnum):
     TIMEOUT = "timeout"
     IO = "io"
     INTERRUPTED = "interrupted"  # the worker died; the next owner asks the world first
+    UNAVAILABLE = "unavailable"  # the storage's root or marker is not there: no file of it is blamed
+    INVALID_PATH = "invalid_path"  # this storage cannot take that name, or it leads out of the root
 
 
 @dataclass(frozen=True, slots=True)
