@@ -130,13 +130,13 @@ class EmbeddedPostgres:
         self._forget_ended()
         give_up_at = time.monotonic() + START_TIMEOUT_S
         while not self._ready():
+            self._raise_if_ended()
             lock = self._try_lock()
             if lock is not None:
                 try:
                     self._spawn(lock)
                 finally:
                     os.close(lock)  # not unlocked: the server's processes hold it on
-            self._raise_if_ended()
             if time.monotonic() > give_up_at:
                 raise Transient(f"PostgreSQL is not ready after {START_TIMEOUT_S:.0f} s", hint=f"see {self.log}")
             time.sleep(POLL_S)
@@ -159,7 +159,8 @@ class EmbeddedPostgres:
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         if template:
             statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
-        with self._connect() as connection, contextlib.suppress(psycopg.errors.DuplicateDatabase):
+        made_meanwhile = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
+        with self._connect() as connection, contextlib.suppress(*made_meanwhile):
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 connection.execute(statement)
         return self.dsn(name)
