@@ -24,8 +24,18 @@ from dlm.db.engine import Database
 DIRECTORY = "DLM_TEST_DIRECTORY"
 PREFIX = "dlm-test-"
 TEMPLATE = "template_dlm"
-# Nothing here survives the run, so nothing needs to be on disk; many workers, many sessions.
-OPTIONS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200", "shared_buffers=64MB")
+# Nothing here survives the run, so nothing needs to be safe on disk; many workers, many sessions.
+OPTIONS = (
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "max_wal_size=256MB",
+    "max_connections=200",
+    "shared_buffers=64MB",
+)
+# Copying the template makes 600 files: 10 ms in memory, 400 ms on a slow disk.
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 2 * 1024**3
 NAMES = itertools.count(1)
 
 
@@ -37,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     remove_leftovers()
-    directory = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
+    directory = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=fastest_place())
     os.chmod(directory, 0o755)  # as root the server runs as another user
     os.environ[DIRECTORY] = directory
 
@@ -47,9 +57,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         remove(Path(os.environ[DIRECTORY]))
 
 
+def fastest_place() -> Path:
+    """Memory, where there is enough of it; else the usual place for temporary files."""
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
+        return MEMORY
+    return Path(tempfile.gettempdir())
+
+
 def remove_leftovers() -> None:
     """Stop and remove the servers of runs that were killed."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+    places = {MEMORY, Path(tempfile.gettempdir())}
+    for directory in (found for place in places for found in place.glob(f"{PREFIX}*-*")):
         pid = directory.name.removeprefix(PREFIX).partition("-")[0]
         if not Path("/proc", pid).exists() and os.access(directory, os.W_OK):
             remove(directory)
