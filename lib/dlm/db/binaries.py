@@ -52,13 +52,13 @@ def major_of(bin_dir: Path) -> int:
 
 
 def for_user(bin_dir: Path, user: pwd.struct_passwd) -> Path:
-    """The same programs where `user` can run them; root copies those of the wheel when its place is closed to others."""
+    """The same programs where `user` can run them; root copies the wheel's when its place is closed to others."""
     if os.geteuid() != 0 or _can_run(bin_dir, user):
         return bin_dir
     package = bin_dir.parent.parent
     libraries = package.with_name(package.name + ".libs")
     if not libraries.is_dir():
-        raise Conflict(f"{user.pw_name} cannot run the programs in {bin_dir}", field="bin_dir", hint="open the way to it")
+        raise Conflict(f"{user.pw_name} cannot run the programs in {bin_dir}", field="bin_dir", hint="open its path")
     home = SHARED_ROOT / f"dlm-postgres-{_release(bin_dir)}"
     if not home.exists():
         _copy([package / "pginstall", libraries], home)

@@ -211,8 +211,9 @@ class EmbeddedPostgres:
         draft = Path(tempfile.mkdtemp(prefix="data.", dir=self.home))
         os.chown(draft, owner.pw_uid, owner.pw_gid)
         # Locale C alone would mean SQL_ASCII, and psycopg would return bytes.
-        command = [self._programs(owner) / "initdb", "-D", draft, "-U", ROLE, "--encoding=UTF8", "--locale=C"]
-        command += ["--auth=peer", *(["--no-sync"] if "fsync=off" in self.options else [])]
+        command = [str(self._programs(owner) / "initdb"), "-D", str(draft), "-U", ROLE]
+        command += ["--encoding=UTF8", "--locale=C", "--auth=peer"]
+        command += ["--no-sync"] if "fsync=off" in self.options else []
         run = subprocess.run(command, cwd="/", env=_environment(), capture_output=True, text=True, **as_user(owner))
         if run.returncode != 0:
             raise Conflict(f"initdb failed: {_last_line(run.stderr)}")
