@@ -23,6 +23,7 @@ from dlm.errors import StorageError
 from dlm.types import ErrorClass
 
 MARKER = ".dlm-storage"
+SEAL = "root:"  # begins the identity of a root without a marker
 TEMPORARIES = ".dlm-tmp"  # a directory in the root
 SIBLING = ".dlm-tmp~"  # the beginning of a temporary's name in a directory on another file system
 PATH_LIMIT_BYTES = 4095  # what other programs can still open
@@ -166,10 +167,12 @@ class Root:
     def require_marker(self, storage_uuid: str) -> None:
         """StorageError UNAVAILABLE unless this root carries the marker with that id.
 
-        An empty id stands for a root that dlm may not write to, marker included; there, an empty directory is
-        taken for what it most likely is: a mount point with nothing mounted.
+        An empty id, or a seal, stands for a root that dlm may not write to, marker included; there, an empty directory
+        is taken for what it most likely is: a mount point with nothing mounted. (A directory that was made again can
+        have the old one's inode, so that a seal alone would not tell.)
         """
-        if not storage_uuid:
+        if not storage_uuid or storage_uuid.startswith(SEAL):
+            self._require_seal(storage_uuid)
             self._require_content()
             return
         marker = self.marker()
@@ -180,6 +183,15 @@ class Root:
             owner = f"{marker['name']} ({marker['id']})"
             detail = f"root {shown(self.prefix)} belongs to storage {owner}, not {storage_uuid}"
             raise StorageError(ErrorClass.UNAVAILABLE, detail)
+
+    def seal(self) -> str:
+        """The root's identity as the kernel tells it: file system and inode, the same after a remount and a reboot."""
+        return f"{SEAL}{os.fstatvfs(self.fd).f_fsid:x}:{os.fstat(self.fd).st_ino}"
+
+    def _require_seal(self, seal: str) -> None:
+        if seal and seal != self.seal():
+            detail = f"root {shown(self.prefix)} is another directory than the one that was added"
+            raise StorageError(ErrorClass.UNAVAILABLE, detail, hint="is it mounted?")
 
     def _require_content(self) -> None:
         with translating("list root", self.prefix), os.scandir(self.fd) as entries:

@@ -149,6 +149,7 @@ protocol = Table(
     Column("scheme", Text, nullable=False),
     Column("prefix", Text, nullable=False),
     Column("credentials", Text),  # a reference, never the secret
+    Column("marker", Text),  # how the root of a storage that dlm never writes to is known; null: by a file with the uuid
     Column("priority", SmallInteger, nullable=False, server_default=_zero),
     sa.UniqueConstraint("storage_id", "scheme"),
 )
@@ -276,7 +277,7 @@ rule = Table(
     _at("state_since", nullable=False),
     _at("expires_at"),
     _at("next_judge_at"),  # null: nothing to do until a change or the resync says so; only `ok`, `suspended`, `gone` may rest
-    sa.Column("judge_attempts", SmallInteger, nullable=False, server_default=_zero),
+    Column("place_after", BigInteger),  # grouping none: files up to this id have their locks (null: all have)
     Index("ix_rule_next_judge_at", "next_judge_at", "id", postgresql_where=sa.text("next_judge_at IS NOT NULL")),
     Index("ix_rule_expires_at", "expires_at", postgresql_where=sa.text("expires_at IS NOT NULL AND state NOT IN ('letting_go', 'gone')")),
     Index("ix_rule_did_id", "did_id", postgresql_where=sa.text("state <> 'gone'")),

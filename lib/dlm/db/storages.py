@@ -37,10 +37,13 @@ def snapshot(tx: Tx) -> list[Storage]:
 
 
 def protocols(tx: Tx, storage_ids: Iterable[int] | None = None) -> dict[int, ProtocolRef]:
-    """The preferred protocol of each storage, by storage id; one statement."""
+    """The preferred protocol of each storage, by storage id; one statement.
+
+    Its `storage_uuid` is what the root must show: the storage's uuid, or the seal of a root without a marker.
+    """
     ids = None if storage_ids is None else sorted(set(storage_ids))
     rows = tx.rows(
-        """SELECT DISTINCT ON (s.id) s.id, s.name, s.uuid, p.scheme, p.prefix, p.credentials
+        """SELECT DISTINCT ON (s.id) s.id, s.name, coalesce(p.marker, s.uuid::text) AS uuid, p.scheme, p.prefix, p.credentials
              FROM storage s JOIN protocol p ON p.storage_id = s.id
             WHERE %(ids)s::int[] IS NULL OR s.id = ANY (%(ids)s::int[])
             ORDER BY s.id, p.priority DESC, p.id""",

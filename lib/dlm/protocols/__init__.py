@@ -139,6 +139,11 @@ class StorageProtocol(ABC):
     def identify(self) -> str | None:
         """The storage id in the root's marker, None without a marker; UNAVAILABLE without a root."""
 
+    def seal(self) -> str:
+        """What tells this root from others without a marker in it, for a storage that dlm never writes to."""
+        hint = "switch writing on, so that dlm can put its marker there"
+        raise Unsupported(f"{self.ref.scheme} knows a root only by its marker", field="protocols", hint=hint)
+
     @abstractmethod
     def claim(self, storage_uuid: str, create_root: bool = False) -> None:
         """Write the marker into the root. Refuses a root that is another storage's, not there, or not writable."""

@@ -109,6 +109,10 @@ class PosixProtocol(StorageProtocol):
             marker = root.marker()
         return None if marker is None else marker["id"]
 
+    def seal(self) -> str:
+        with Root(self.ref.prefix) as root, translating("look at root", self.ref.prefix):
+            return root.seal()
+
     def claim(self, storage_uuid: str, create_root: bool = False) -> None:
         if create_root:
             with translating("create root", self.ref.prefix, "destination"):
