@@ -330,7 +330,7 @@ request = Table(
     _at("claimed_until"),
     Column("source_storage_id", Integer),
     Column("fence", Integer, nullable=False, server_default=_zero),
-    Column("priority", SmallInteger, nullable=False),
+    Column("priority", SmallInteger, CheckConstraint("priority BETWEEN 1 AND 5", name="priority"), nullable=False),
     Column("attempts", SmallInteger, nullable=False, server_default=_zero),
     Column("is_cancelled", Boolean, nullable=False, server_default=_false),  # the owner honours it
     Column("is_repair", Boolean, nullable=False, server_default=_false),  # may replace what stands at the path
@@ -340,6 +340,7 @@ request = Table(
     sa.UniqueConstraint("did_id", "storage_id"),
     Index("ix_request_lane", "storage_id", "priority", "next_attempt_at", "id", postgresql_where=sa.text("state = 'queued'")),
     Index("ix_request_claimed", "claimed_until", postgresql_where=sa.text("state = 'active'")),
+    Index("ix_request_cancelled", "id", postgresql_where=sa.text("is_cancelled AND state = 'queued'")),
     Index("ix_request_parked", "next_attempt_at", postgresql_where=sa.text("state = 'parked'")),
 )
 

@@ -206,7 +206,7 @@ CREATE TABLE request (
     claimed_until TIMESTAMP WITH TIME ZONE,
     source_storage_id INTEGER,
     fence INTEGER DEFAULT 0 NOT NULL,
-    priority SMALLINT NOT NULL,
+    priority SMALLINT NOT NULL CONSTRAINT ck_request_priority CHECK (priority BETWEEN 1 AND 5),
     attempts SMALLINT DEFAULT 0 NOT NULL,
     is_cancelled BOOLEAN DEFAULT false NOT NULL,
     is_repair BOOLEAN DEFAULT false NOT NULL,
@@ -216,6 +216,8 @@ CREATE TABLE request (
     CONSTRAINT pk_request PRIMARY KEY (id),
     CONSTRAINT uq_request_did_id_storage_id UNIQUE (did_id, storage_id)
 );
+
+CREATE INDEX ix_request_cancelled ON request (id) WHERE is_cancelled AND state = 'queued';
 
 CREATE INDEX ix_request_claimed ON request (claimed_until) WHERE state = 'active';
 
