@@ -74,8 +74,7 @@ def remove_leftovers() -> None:
 
 
 def remove(directory: Path) -> None:
-    if (directory / "db").exists():
-        EmbeddedPostgres(directory / "db").stop()
+    EmbeddedPostgres(directory / "db").remove()
     shutil.rmtree(directory)
 
 

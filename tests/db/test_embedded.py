@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from dlm.db import embedded
+from dlm.db import binaries, embedded
+from dlm.db.binaries import SHARED_ROOT, find_binaries
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.errors import Conflict, NotFound
 
@@ -33,8 +35,7 @@ def place() -> Iterator[Path]:
 def postgres(place: Path, pytestconfig: pytest.Config) -> Iterator[EmbeddedPostgres]:
     server = EmbeddedPostgres(place / "db", pytestconfig.getoption("--pg-bin"), OPTIONS)
     yield server
-    if server.directory.exists():
-        server.stop()
+    server.remove()
 
 
 def query(dsn: str, text: str) -> object:
@@ -146,15 +147,15 @@ def test_a_database_is_copied_from_a_template_and_dropped(postgres: EmbeddedPost
 
 
 def test_a_deep_directory_gets_a_short_socket(place: Path, pytestconfig: pytest.Config) -> None:
-    deep = place / ("long" * 30) / "with, comma and blank"
+    deep = place / ("long" * 30 + ", with a comma and blanks")
     server = EmbeddedPostgres(deep, pytestconfig.getoption("--pg-bin"), OPTIONS)
     try:
         assert query(server.start(), "SELECT 1") == 1
         assert server.socket_dir.parent == Path("/tmp")
         assert server.socket_dir.stat().st_mode & 0o777 == 0o700
     finally:
-        server.stop()
-        server.socket_dir.rmdir()
+        server.remove()
+    assert not server.socket_dir.exists()
 
 
 def test_a_strangers_socket_directory_is_refused(place: Path, pytestconfig: pytest.Config) -> None:
@@ -166,7 +167,7 @@ def test_a_strangers_socket_directory_is_refused(place: Path, pytestconfig: pyte
         with pytest.raises(Conflict, match="mode 0700"):
             server.start()
     finally:
-        server.socket_dir.rmdir()
+        server.remove()
 
 
 def test_a_server_that_ends_while_starting_says_why(postgres: EmbeddedPostgres) -> None:
@@ -191,6 +192,36 @@ def test_a_directory_without_programs_is_refused(place: Path) -> None:
 def test_a_half_made_cluster_is_made_afresh(postgres: EmbeddedPostgres) -> None:
     (postgres.directory / "data.half").mkdir(parents=True)
     assert query(postgres.start(), "SELECT 1") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user, who may be shut out")
+def test_below_a_closed_directory_the_data_stands_elsewhere(place: Path, postgres: EmbeddedPostgres) -> None:
+    place.chmod(0o700)
+    assert query(postgres.start(), "SELECT 1") == 1
+    home = postgres.home
+    assert home.parent == SHARED_ROOT
+    other = EmbeddedPostgres(postgres.directory, postgres.bin_dir, OPTIONS)
+    assert other.status()["pid"] == postgres.status()["pid"]
+    postgres.remove()
+    assert not home.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user, who may be shut out")
+def test_programs_below_a_closed_directory_are_copied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bin_dir = find_binaries()
+    package = bin_dir.parent.parent
+    closed = place / "closed"
+    closed.mkdir(mode=0o700)
+    for source in (package, package.with_name(package.name + ".libs")):
+        shutil.copytree(source, closed / source.name, symlinks=True)
+    monkeypatch.setattr(binaries, "SHARED_ROOT", place)
+    server = EmbeddedPostgres(place / "db", closed / package.name / "pginstall" / "bin", OPTIONS)
+    try:
+        assert query(server.start(), "SELECT 1") == 1
+        (copied,) = place.glob("dlm-postgres-*")
+        assert Path(f"/proc/{server.status()['pid']}/exe").resolve().is_relative_to(copied)
+    finally:
+        server.remove()
 
 
 def test_only_the_starter_is_let_in(postgres: EmbeddedPostgres) -> None:

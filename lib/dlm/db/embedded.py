@@ -19,6 +19,7 @@ import hashlib
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -113,10 +114,7 @@ class EmbeddedPostgres:
 
     def init(self) -> None:
         """Make the database cluster, unless it is there. Killed half-way, the next call starts afresh."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Conflict(f"cannot make {self.directory}: {error.strerror}", field="embedded_dir") from error
+        self._make_directory()
         owner = self._owner()
         if os.geteuid() == 0 and not reaches(owner, self.home):
             self._move_home()
@@ -154,6 +152,16 @@ class EmbeddedPostgres:
                 raise Transient(f"PostgreSQL (pid {pid}) does not stop", hint=f"see {self.log}")
             time.sleep(POLL_S)
 
+    def remove(self) -> None:
+        """End the server and delete everything: data, log, directory."""
+        if not self.directory.exists():
+            return
+        if self.home.is_dir():
+            self.stop()
+        for path in {self.socket_dir, self.home, self.directory}:
+            if path.exists():
+                shutil.rmtree(path)
+
     def create_database(self, name: str, template: str | None = None) -> str:
         """The DSN of the database, which is made (as a copy of `template`) unless it is there."""
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
@@ -182,12 +190,25 @@ class EmbeddedPostgres:
                 return pwd.getpwnam(name)
         raise NotFound("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
 
+    def _make_directory(self) -> None:
+        try:
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir()
+            self.directory.chmod(0o755)  # the way to the data; what is private in it is closed itself
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise Conflict(f"cannot make {self.directory}: {error.strerror}", field="embedded_dir") from error
+
     def _move_home(self) -> None:
         if _exists(self.data):
             raise Conflict(f"{self._owner().pw_name}, who owns the data, cannot enter {self.home}")
-        home = tempfile.mkdtemp(prefix="dlm-database-", dir=SHARED_ROOT)
-        os.chmod(home, 0o755)
-        (self.directory / "place").symlink_to(home)
+        home = Path(tempfile.mkdtemp(prefix="dlm-database-", dir=SHARED_ROOT))
+        home.chmod(0o755)
+        try:
+            (self.directory / "place").symlink_to(home)
+        except FileExistsError:  # another starter was first
+            home.rmdir()
 
     def _programs(self, owner: pwd.struct_passwd) -> Path:
         version = self.data / "PG_VERSION"
@@ -231,7 +252,7 @@ class EmbeddedPostgres:
         self._remove_stale()
         if _exists(self.log) and self.log.stat().st_size > LOG_BYTES:
             self.log.rename(self.log.with_suffix(".1"))
-        with open(self.log, "ab") as log:
+        with open(self.log, "ab", opener=_private) as log:
             self._process = subprocess.Popen(
                 [programs / "postgres", "-D", self.data, *self._settings(programs)],
                 cwd="/",
@@ -376,6 +397,10 @@ def _exists(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # the log quotes statements, and these quote names
 
 
 def _environment() -> dict[str, str]:
