@@ -1,0 +1,143 @@
+"""flask-smorest, told our ways: strict bodies, one error body, answers documented and passed through.
+
+What views return was made by the core as JSON-ready dicts; the response schemas describe it (a test holds them to it),
+so that a thousand rows are not copied field by field only to be shown.
+"""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from flask import Request
+from flask_smorest import Api as SmorestApi
+from flask_smorest import Blueprint as SmorestBlueprint
+from flask_smorest.spec import prepare_response
+from marshmallow import RAISE, Schema, fields, validate
+from webargs import core
+from webargs.flaskparser import FlaskParser
+
+from dlm.errors import InvalidInput
+from dlm.types import Page
+from dlm.web.body import NDJSON, read_json
+from dlm.web.problem import MAX_FIELDS, MIMETYPE
+
+MAX_PAGE = 1000
+UNKNOWN = "Unknown field."
+
+
+class Answer(Schema):
+    """The base of what is answered: it may gain members without being a new version."""
+
+    class Meta:
+        unknown = RAISE
+
+
+class Problem(Answer):
+    """What went wrong (RFC 9457). `type` is stable, `field` is the input to change, `hint` the way out."""
+
+    type = fields.String(required=True, metadata={"example": "/problems/not-found"})
+    title = fields.String(required=True)
+    status = fields.Integer(required=True)
+    detail = fields.String(required=True)
+    field = fields.String()
+    hint = fields.String()
+    fields_ = fields.List(fields.Dict(), data_key="fields", metadata={"description": "every field that is wrong"})
+    request_id = fields.String(required=True)
+
+
+class PageQuery(Schema):
+    """A page: at most `limit` items after the cursor that the page before gave as `next`."""
+
+    limit = fields.Integer(load_default=100, strict=True, validate=validate.Range(1, MAX_PAGE))
+    after = fields.String(validate=validate.Length(1, 4096), metadata={"description": "`next` of the page before"})
+
+
+def page_of(query: dict[str, Any]) -> Page:
+    """The page that the query asks for; what is left in `query` are the filters."""
+    return Page(query.pop("limit"), query.pop("after", None))
+
+
+class Parser(FlaskParser):
+    """Reads strict bodies and turns what a schema refuses into InvalidInput."""
+
+    DEFAULT_VALIDATION_STATUS = 400
+    DEFAULT_UNKNOWN_BY_LOCATION = {**FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, "query": RAISE}
+
+    def _raw_load_json(self, req: Request) -> Any:
+        if req.content_length == 0 or (req.content_length is None and not req.get_data(cache=True)):
+            return core.missing
+        return read_json(req)
+
+    def handle_error(self, error: Any, req: Request, schema: Schema, **kwargs: Any) -> NoReturn:
+        faults = list(_faults(next(iter(error.messages.values()))))
+        where, what = faults[0]
+        listed = [{"field": name, "detail": text} for name, text in faults[:MAX_FIELDS]]
+        hint = _meant(where, schema) if what == UNKNOWN else None
+        raise InvalidInput(f"{where}: {what}", field=where, hint=hint, fields=listed) from error
+
+
+class Api(SmorestApi):
+    """The API whose every operation may answer with a problem."""
+
+    ERROR_SCHEMA = Problem
+
+    def _register_responses(self) -> None:
+        described = [(status.name, status.phrase) for status in http.HTTPStatus if status >= 400]
+        for name, text in [*described, (self.DEFAULT_ERROR_RESPONSE_NAME, "What went wrong")]:
+            response = {"description": text, "schema": Problem}
+            prepare_response(response, self.spec, MIMETYPE)
+            self.spec.components.response(name, response, lazy=True)
+
+
+class Blueprint(SmorestBlueprint):
+    """A noun's routes."""
+
+    ARGUMENTS_PARSER = Parser()
+
+    def answers(self, schema: type[Schema], status: int = 200, *, streams: bool = False) -> Callable[[Any], Any]:
+        """Document what the view returns; `streams` when it also comes as NDJSON."""
+
+        def decorate(view: Any) -> Any:
+            documented = self.alt_response(status, schema=schema, success=True)(view)
+            if streams:
+                described = {"schema": {"type": "string"}, "content_type": NDJSON, "success": True}
+                documented = self.alt_response(status, **described)(documented)
+            return documented
+
+        return decorate
+
+    def empties(self, view: Any) -> Any:
+        """Document that the view answers 204 without a body."""
+        return self.alt_response(204, description="done", success=True)(view)
+
+
+def many(schema: type[Schema], name: str) -> type[Schema]:
+    """The schema of {"items": […]}."""
+    return Answer.from_dict({"items": fields.List(fields.Nested(schema), required=True)}, name=name)
+
+
+def paged(schema: type[Schema], name: str) -> type[Schema]:
+    """The schema of {"items": […], "next": cursor}."""
+    cursor = fields.String(allow_none=True, required=True, metadata={"description": "give it as `after`; null: the end"})
+    return Answer.from_dict({"items": fields.List(fields.Nested(schema), required=True), "next": cursor}, name=name)
+
+
+def _faults(messages: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(field, what is wrong) for every leaf of marshmallow's messages. Their depth is that of the schema."""
+    if isinstance(messages, Mapping):
+        for key, inner in messages.items():
+            step = f"[{key}]" if isinstance(key, int) else f".{key}" if path else str(key)
+            yield from _faults(inner, path if key == "_schema" else path + step)
+    else:
+        for text in messages if isinstance(messages, list) else [messages]:
+            yield path or "body", str(text)
+
+
+def _meant(where: str, schema: Schema) -> str:
+    """What the unknown field may have been meant to be."""
+    names = sorted(field.data_key or name for name, field in schema.fields.items())
+    near = get_close_matches(where.rpartition(".")[2], names, n=1)
+    return f"Did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
