@@ -37,6 +37,17 @@ def add(
     wake(tx, "judge")
 
 
+def add_dids(tx: Tx, kind: ChangeKind, did_ids: Sequence[int]) -> None:
+    """Write one change row per DID, and wake the judge; two statements."""
+    tx.run(
+        """INSERT INTO change (kind, did_id, created_at)
+           SELECT %(kind)s::change_kind, id, %(now)s FROM unnest(%(ids)s::bigint[]) AS d (id) ORDER BY id""",
+        kind=str(kind),
+        ids=list(did_ids),
+    )
+    wake(tx, "judge")
+
+
 def add_by_storage(tx: Tx, kind: ChangeKind, files: Sequence[tuple[int, int]]) -> None:
     """Write one change row per storage for (did_id, storage_id) pairs, and wake the judge; two statements."""
     tx.run(

@@ -51,3 +51,262 @@ def ancestors(tx: Tx, did_ids: Iterable[int]) -> Sequence[Row[Any]]:
            SELECT did_id, ancestor_id FROM above ORDER BY 1, 2""",
         ids=arrays.integers(did_ids),
     )
+
+
+# --------------------------------------------------------------------------------------------------- finding
+
+
+def get(tx: Tx, scope: str, name: str) -> Row[Any] | None:
+    """The DID of that name, ended or not; one statement."""
+    return tx.one(
+        f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.name = %(scope)s AND d.name = %(name)s",
+        scope=scope,
+        name=name,
+    )
+
+
+def by_ids(tx: Tx, did_ids: Iterable[int]) -> Sequence[Row[Any]]:
+    """Those DIDs in id order; one statement."""
+    return tx.rows(
+        f"SELECT {_COLUMNS} FROM {_FROM} WHERE d.id = ANY (%(ids)s::bigint[]) ORDER BY d.id",
+        ids=arrays.integers(did_ids),
+    )
+
+
+def resolve(tx: Tx, scopes: Sequence[str], names: Sequence[str]) -> Sequence[Row[Any]]:
+    """(id, kind, size_bytes, files, adler32, md5, sha256, is_ended) per (scope, name), in order; id null where there
+    is none; one statement."""
+    return tx.rows(
+        """SELECT d.id, d.kind, d.size_bytes, d.files, d.adler32, d.md5, d.sha256, d.deleted_at IS NOT NULL AS is_ended
+             FROM unnest(%(scopes)s::text[], %(names)s::text[]) WITH ORDINALITY AS r (scope, name, ordinal)
+             LEFT JOIN scope s ON s.name = r.scope
+             LEFT JOIN did d ON d.scope_id = s.id AND d.name = r.name
+            ORDER BY r.ordinal""",
+        scopes=arrays.texts(scopes),
+        names=arrays.texts(names),
+    )
+
+
+def list_in_scope(
+    tx: Tx,
+    scope_id: int,
+    *,
+    like: str | None = None,
+    kind: DidKind | None = None,
+    equal: Mapping[str, Any] | None = None,
+    having: Sequence[str] = (),
+    after: str = "",
+    limit: int = 100,
+) -> Sequence[Row[Any]]:
+    """At most `limit` DIDs of the scope that have not ended, by name, after the name `after`; one statement.
+
+    `like` is a LIKE pattern with backslash escapes; `equal` and `having` ask the metadata.
+    """
+    return tx.rows(
+        f"""SELECT {_COLUMNS} FROM {_FROM}
+             WHERE d.scope_id = %(scope_id)s AND d.name > %(after)s AND d.deleted_at IS NULL
+               AND (%(like)s::text IS NULL OR d.name LIKE %(like)s)
+               AND (%(kind)s::did_kind IS NULL OR d.kind = %(kind)s::did_kind)
+               AND (%(equal)s::jsonb IS NULL OR d.metadata @> %(equal)s::jsonb)
+               AND (%(having)s::text[] = '{{}}' OR d.metadata ?& %(having)s::text[])
+             ORDER BY d.name LIMIT %(limit)s""",
+        scope_id=scope_id,
+        like=like,
+        kind=None if kind is None else str(kind),
+        equal=json(None if not equal else dict(equal)),
+        having=list(having),
+        after=after,
+        limit=limit,
+    )
+
+
+def contents(tx: Tx, parent_id: int, after_id: int = 0, limit: int = 100) -> Sequence[Row[Any]]:
+    """At most `limit` children of a collection, by id, after the id `after_id`; one statement."""
+    return tx.rows(
+        f"""SELECT {_COLUMNS} FROM attachment t JOIN ({_FROM}) ON d.id = t.child_id
+             WHERE t.parent_id = %(parent_id)s AND t.child_id > %(after_id)s
+             ORDER BY t.child_id LIMIT %(limit)s""",
+        parent_id=parent_id,
+        after_id=after_id,
+        limit=limit,
+    )
+
+
+def parents(tx: Tx, child_id: int, after_id: int = 0, limit: int = 100) -> Sequence[Row[Any]]:
+    """At most `limit` collections that hold the DID directly, by id, after the id `after_id`; one statement."""
+    return tx.rows(
+        f"""SELECT {_COLUMNS} FROM attachment t JOIN ({_FROM}) ON d.id = t.parent_id
+             WHERE t.child_id = %(child_id)s AND t.parent_id > %(after_id)s
+             ORDER BY t.parent_id LIMIT %(limit)s""",
+        child_id=child_id,
+        after_id=after_id,
+        limit=limit,
+    )
+
+
+def child_kinds(tx: Tx, parent_id: int, besides: Sequence[int] = ()) -> frozenset[str]:
+    """The kinds of what the collection holds now; one statement."""
+    rows = tx.rows(
+        """SELECT DISTINCT d.kind FROM attachment t JOIN did d ON d.id = t.child_id
+            WHERE t.parent_id = %(parent_id)s AND t.child_id <> ALL (%(besides)s::bigint[])""",
+        parent_id=parent_id,
+        besides=arrays.integers(besides),
+    )
+    return frozenset(row.kind for row in rows)
+
+
+def live_parent(tx: Tx, did_id: int) -> Row[Any] | None:
+    """Some collection that holds the DID and has not ended: (scope, name); one statement."""
+    return tx.one(
+        """SELECT s.name AS scope, d.name FROM attachment t JOIN did d ON d.id = t.parent_id JOIN scope s ON s.id = d.scope_id
+            WHERE t.child_id = %(did_id)s AND d.deleted_at IS NULL ORDER BY d.id LIMIT 1""",
+        did_id=did_id,
+    )
+
+
+def has_locked_rule(tx: Tx, did_id: int) -> bool:
+    """True when a rule on the DID may not be cancelled; one statement."""
+    return bool(
+        tx.scalar(
+            """SELECT EXISTS (SELECT FROM rule WHERE did_id = %(did_id)s AND is_locked
+                                AND state NOT IN ('letting_go', 'gone'))""",
+            did_id=did_id,
+        )
+    )
+
+
+# --------------------------------------------------------------------------------------------------- writing
+
+
+def insert_collections(
+    tx: Tx,
+    scope_ids: Sequence[int],
+    names: Sequence[str],
+    kinds: Sequence[str],
+    monotonic: Sequence[bool],
+    metadata: Sequence[Mapping[str, Any] | None],
+    expiries: Sequence[datetime | None],
+    account_id: int | None,
+) -> Sequence[Row[Any]]:
+    """(ordinal, id) of the collections made, ordinals from 1; those whose name exists are left out; one statement.
+
+    Without an account they belong to the owner of their scope.
+    """
+    return tx.rows(
+        """WITH new AS (
+               SELECT * FROM unnest(%(scope_ids)s::int[], %(names)s::text[], %(kinds)s::did_kind[], %(monotonic)s::bool[],
+                                    %(metadata)s::jsonb[], %(expiries)s::timestamptz[])
+                    WITH ORDINALITY AS c (scope_id, name, kind, is_monotonic, metadata, expires_at, ordinal)),
+                made AS (
+               INSERT INTO did (scope_id, name, kind, is_monotonic, metadata, expires_at, account_id, created_at)
+               SELECT scope_id, new.name, kind, is_monotonic, metadata, expires_at, coalesce(%(account_id)s, s.account_id), %(now)s
+                 FROM new JOIN scope s ON s.id = scope_id ORDER BY scope_id, new.name
+               ON CONFLICT (scope_id, name) DO NOTHING RETURNING id, scope_id, name)
+           SELECT new.ordinal::int, made.id FROM made JOIN new USING (scope_id, name) ORDER BY 1""",
+        scope_ids=arrays.integers(scope_ids),
+        names=arrays.texts(names),
+        kinds=list(kinds),
+        monotonic=list(monotonic),
+        metadata=[json(value) for value in metadata],
+        expiries=list(expiries),
+        account_id=account_id,
+    )
+
+
+def attach(tx: Tx, parent_id: int, child_ids: Sequence[int], sizes: Sequence[int]) -> Row[Any]:
+    """(ids, size_bytes) of the children that were not there yet, `ids` null for none; one statement."""
+    row = tx.one(
+        """WITH new AS (
+               INSERT INTO attachment (parent_id, child_id, size_bytes)
+               SELECT %(parent_id)s, child_id, size_bytes
+                 FROM unnest(%(ids)s::bigint[], %(sizes)s::bigint[]) AS c (child_id, size_bytes) ORDER BY child_id
+               ON CONFLICT DO NOTHING RETURNING child_id, size_bytes)
+           SELECT array_agg(child_id) AS ids, coalesce(sum(size_bytes), 0)::bigint AS size_bytes FROM new""",
+        parent_id=parent_id,
+        ids=arrays.integers(child_ids),
+        sizes=arrays.integers(sizes),
+    )
+    assert row is not None
+    return row
+
+
+def detach(tx: Tx, parent_id: int, child_ids: Sequence[int]) -> Row[Any]:
+    """(ids, size_bytes) of the children that were there and are gone now, `ids` null for none; one statement."""
+    row = tx.one(
+        """WITH held AS (
+               SELECT child_id FROM attachment WHERE parent_id = %(parent_id)s AND child_id = ANY (%(ids)s::bigint[])
+                ORDER BY child_id FOR UPDATE),
+                gone AS (
+               DELETE FROM attachment t USING held WHERE t.parent_id = %(parent_id)s AND t.child_id = held.child_id
+               RETURNING t.child_id, t.size_bytes)
+           SELECT array_agg(child_id) AS ids, coalesce(sum(size_bytes), 0)::bigint AS size_bytes FROM gone""",
+        parent_id=parent_id,
+        ids=arrays.integers(child_ids),
+    )
+    assert row is not None
+    return row
+
+
+def change_totals(tx: Tx, did_id: int, files: int, size_bytes: int) -> bool:
+    """Add to a collection's totals, if it is open and has not ended; one statement.
+
+    The guard stands on the row itself: a close that commits while an attach runs makes this False, and the attach
+    must then roll back. So what a closed collection holds, and its totals, never change.
+    """
+    done = tx.run(
+        """UPDATE did SET files = files + %(files)s, size_bytes = size_bytes + %(size_bytes)s
+            WHERE id = %(did_id)s AND is_open AND deleted_at IS NULL""",
+        did_id=did_id,
+        files=files,
+        size_bytes=size_bytes,
+    )
+    return done.rowcount == 1
+
+
+def hold(tx: Tx, scope: str, name: str) -> Row[Any] | None:
+    """The DID of that name, its row locked; one statement."""
+    return tx.one(
+        f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.name = %(scope)s AND d.name = %(name)s FOR UPDATE OF d",
+        scope=scope,
+        name=name,
+    )
+
+
+def set_open(tx: Tx, did_id: int, is_open: bool) -> None:
+    """Open or close a collection; one statement."""
+    tx.run("UPDATE did SET is_open = %(is_open)s WHERE id = %(did_id)s", did_id=did_id, is_open=is_open)
+
+
+def set_metadata(tx: Tx, did_id: int, metadata: Mapping[str, Any] | None) -> None:
+    """Replace the DID's metadata; one statement."""
+    value = json(dict(metadata)) if metadata else None
+    tx.run("UPDATE did SET metadata = %(value)s WHERE id = %(did_id)s", did_id=did_id, value=value)
+
+
+def set_expiry(tx: Tx, did_id: int, expires_at: datetime | None) -> None:
+    """Set or take away the moment at which the DID ends; one statement."""
+    tx.run("UPDATE did SET expires_at = %(at)s WHERE id = %(did_id)s", did_id=did_id, at=expires_at)
+
+
+def end(tx: Tx, did_id: int) -> None:
+    """End a DID now; one statement. The row stays: its name is never used again."""
+    tx.run("UPDATE did SET deleted_at = %(now)s, is_open = false WHERE id = %(did_id)s", did_id=did_id)
+
+
+def end_due(tx: Tx, limit: int) -> list[int]:
+    """End at most `limit` DIDs whose time has come; their ids, in order; one statement.
+
+    A DID with a rule that may not be cancelled waits until that rule is unlocked.
+    """
+    rows = tx.rows(
+        """UPDATE did SET deleted_at = %(now)s, is_open = false
+            WHERE id = ANY (ARRAY(
+                SELECT id FROM did d
+                 WHERE expires_at <= %(now)s AND deleted_at IS NULL
+                   AND NOT EXISTS (SELECT FROM rule r WHERE r.did_id = d.id AND r.is_locked
+                                      AND r.state NOT IN ('letting_go', 'gone'))
+                 ORDER BY expires_at LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED))
+           RETURNING id""",
+        limit=limit,
+    )
+    return sorted(row.id for row in rows)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from dlm.db.engine import Tx
+from sqlalchemy.engine import Row
+
+from dlm.db.engine import Tx, json
 from dlm.types import ProtocolRef, Storage
+
+_COLUMNS = """s.id, s.uuid, s.name, t.name AS site, t.country, s.type, s.phase, s.capacity_bytes, s.min_free_bytes,
+              s.can_read, s.can_write, s.can_delete, s.switch_reason, s.is_available, s.unavailable_reason, s.looked_at,
+              s.reap, s.undo_window_s, s.attributes, s.created_at, s.deleted_at"""
+_FROM = "storage s JOIN site t ON t.id = s.site_id"
 
 
 def snapshot(tx: Tx) -> list[Storage]:
@@ -61,3 +69,111 @@ def set_available(tx: Tx, storage_id: int, reason: str | None) -> bool:
         reason=reason,
     )
     return changed.rowcount > 0
+
+
+# ------------------------------------------------------------------------------------- for administrators
+
+
+def get(tx: Tx, name: str) -> Row[Any] | None:
+    """The storage of that name that is not deleted; one statement."""
+    return tx.one(f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.name = %(name)s AND s.deleted_at IS NULL", name=name)
+
+
+def list_page(tx: Tx, after: str = "", limit: int = 100) -> Sequence[Row[Any]]:
+    """At most `limit` storages that are not deleted by name, after the name `after`; one statement."""
+    return tx.rows(
+        f"""SELECT {_COLUMNS} FROM {_FROM} WHERE s.name > %(after)s AND s.deleted_at IS NULL
+             ORDER BY s.name LIMIT %(limit)s""",
+        after=after,
+        limit=limit,
+    )
+
+
+def hold(tx: Tx, name: str) -> Row[Any] | None:
+    """The storage of that name that is not deleted, its row locked; one statement."""
+    return tx.one(
+        f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.name = %(name)s AND s.deleted_at IS NULL FOR UPDATE OF s", name=name
+    )
+
+
+def insert(tx: Tx, site_id: int, values: Mapping[str, Any]) -> Row[Any] | None:
+    """(id, uuid) of the new storage with its usage row; None when the name was ever used; one statement."""
+    return tx.one(
+        """WITH made AS (
+               INSERT INTO storage (name, site_id, type, phase, capacity_bytes, min_free_bytes, can_read, can_write, can_delete,
+                                    switch_reason, reap, undo_window_s, attributes, created_at)
+               VALUES (%(name)s, %(site_id)s, %(type)s, %(phase)s, %(capacity_bytes)s, %(min_free_bytes)s, %(can_read)s,
+                       %(can_write)s, %(can_delete)s, %(switch_reason)s, %(reap)s, %(undo_window_s)s, %(attributes)s, %(now)s)
+               ON CONFLICT (name) DO NOTHING RETURNING id, uuid),
+                counted AS (INSERT INTO storage_usage (storage_id) SELECT id FROM made)
+           SELECT id, uuid FROM made""",
+        site_id=site_id,
+        **{**values, "attributes": json(dict(values["attributes"]))},
+    )
+
+
+def update(tx: Tx, storage_id: int, values: Mapping[str, Any]) -> None:
+    """Set everything about a storage that may change; one statement."""
+    tx.run(
+        """UPDATE storage
+              SET type = %(type)s, phase = %(phase)s, capacity_bytes = %(capacity_bytes)s, min_free_bytes = %(min_free_bytes)s,
+                  can_read = %(can_read)s, can_write = %(can_write)s, can_delete = %(can_delete)s,
+                  switch_reason = %(switch_reason)s, reap = %(reap)s, undo_window_s = %(undo_window_s)s,
+                  attributes = %(attributes)s
+            WHERE id = %(id)s""",
+        id=storage_id,
+        **{**values, "attributes": json(dict(values["attributes"]))},
+    )
+
+
+def insert_protocol(tx: Tx, storage_id: int, scheme: str, prefix: str, credentials: str | None, priority: int) -> None:
+    """Add a way to speak to the storage; one statement."""
+    tx.run(
+        """INSERT INTO protocol (storage_id, scheme, prefix, credentials, priority)
+           VALUES (%(storage_id)s, %(scheme)s, %(prefix)s, %(credentials)s, %(priority)s)""",
+        storage_id=storage_id,
+        scheme=scheme,
+        prefix=prefix,
+        credentials=credentials,
+        priority=priority,
+    )
+
+
+def list_protocols(tx: Tx, storage_id: int) -> Sequence[Row[Any]]:
+    """The storage's protocols, the preferred one first; one statement."""
+    return tx.rows(
+        """SELECT scheme, prefix, credentials, priority, marker FROM protocol
+            WHERE storage_id = %(storage_id)s ORDER BY priority DESC, id""",
+        storage_id=storage_id,
+    )
+
+
+def set_marker(tx: Tx, storage_id: int, marker: str | None) -> None:
+    """Note how the storage's root is known: by this seal, or (None) by the marker in it; one statement."""
+    tx.run("UPDATE protocol SET marker = %(marker)s WHERE storage_id = %(id)s", id=storage_id, marker=marker)
+
+
+def hold_usage(tx: Tx, storage_id: int) -> None:
+    """Lock the storage's usage row, which whoever adds replicas writes last; one statement."""
+    tx.run("SELECT FROM storage_usage WHERE storage_id = %(id)s FOR UPDATE", id=storage_id)
+
+
+def holds_anything(tx: Tx, storage_id: int) -> bool:
+    """True while the storage has a replica, in whatever state, or a lock; one statement."""
+    return bool(
+        tx.scalar(
+            """SELECT EXISTS (SELECT FROM replica WHERE storage_id = %(id)s)
+                   OR EXISTS (SELECT FROM lock WHERE storage_id = %(id)s AND NOT is_released)""",
+            id=storage_id,
+        )
+    )
+
+
+def delete(tx: Tx, storage_id: int) -> None:
+    """Mark the storage as deleted; one statement. The row stays: events and attempts name it."""
+    tx.run("UPDATE storage SET deleted_at = %(now)s WHERE id = %(id)s", id=storage_id)
+
+
+def is_live(tx: Tx, storage_id: int) -> bool:
+    """True while the storage is not deleted; one statement."""
+    return bool(tx.scalar("SELECT deleted_at IS NULL FROM storage WHERE id = %(id)s", id=storage_id))

@@ -1,0 +1,284 @@
+"""Use cases around storages: add, switch, describe, retire.
+
+Whoever changes a storage writes an event with before and after, and tells the judge: the sets of expressions may change.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm import did as codec
+from dlm.core.expression import RESERVED_KEYS
+from dlm.core.names import check_name, check_text
+from dlm.db import changes, events, sites, storages
+from dlm.db.engine import Tx
+from dlm.errors import Conflict, InvalidInput, NotFound
+from dlm.protocols import open_protocol, schemes
+from dlm.types import ChangeKind, Page, Phase, ProtocolRef, Reap
+
+MAX_BYTES = 2**63 - 1
+MAX_ATTRIBUTES = 128
+MAX_PREFIX_CHARACTERS = 1000
+MAX_UNDO_WINDOW_S = 365 * 86400
+SWITCHES = ("can_read", "can_write", "can_delete")
+CHANGEABLE = ("type", "phase", "capacity_bytes", "min_free_bytes", *SWITCHES, "reap", "undo_window_s")
+_KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_LOCAL = ("posix", "file")  # schemes whose prefix is a path on this host
+
+
+@dataclass(frozen=True, slots=True)
+class NewProtocol:
+    """A way to speak to a storage: the prefix is its root; credentials are a reference, never the secret."""
+
+    scheme: str
+    prefix: str
+    credentials: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NewStorage:
+    """A storage to add. A switch that is off needs the reason why."""
+
+    name: str
+    site: str
+    protocols: Sequence[NewProtocol]
+    type: str = "disk"
+    phase: str = Phase.GAS
+    capacity_bytes: int | None = None
+    min_free_bytes: int = 0
+    can_read: bool = True
+    can_write: bool = True
+    can_delete: bool = True
+    reason: str | None = None
+    reap: str = Reap.EAGER
+    undo_window_s: int | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """The columns of the storage's row, but for its site."""
+        row = {key: getattr(self, key) for key in ("name", *CHANGEABLE, "attributes")}
+        return row | {"switch_reason": self.reason}
+
+
+def add_storage(tx: Tx, new: NewStorage, take_root: bool = True) -> Row[Any]:
+    """The new storage; its root is taken as the transaction's last act.
+
+    Taking the root writes dlm's marker into it (made if it is not there); where writing is off nothing is written,
+    and the root is known by its seal instead. InvalidInput or StorageError when the root cannot be taken.
+    """
+    check_name(new.name)
+    _check_values(new.values())
+    _check_protocols(new.protocols)
+    site = sites.hold(tx, new.site)
+    if site is None:
+        raise NotFound(f"there is no site {codec.shown(new.site)}", field="site", hint="dlm-admin site add NAME makes it")
+    made = storages.insert(tx, site.id, new.values())
+    if made is None:
+        hint = "names are never used twice, also not after a storage is retired"
+        raise Conflict(f"storage {new.name} exists already", field="name", hint=hint)
+    for way in new.protocols:
+        storages.insert_protocol(tx, made.id, way.scheme, way.prefix, way.credentials, way.priority)
+    events.record(tx, "storage", made.id, "added", after={**new.values(), "site": new.site})
+    changes.add(tx, ChangeKind.STORAGES, storage_id=made.id)
+    if take_root:
+        _take_root(tx, made.id, str(made.uuid), new.can_write)
+    return get_storage(tx, new.name)
+
+
+def get_storage(tx: Tx, name: str, field: str = "storage") -> Row[Any]:
+    """The storage (id, uuid, name, site, country, type, phase, switches, attributes, …)."""
+    row = storages.get(tx, name)
+    if row is None:
+        raise _not_found(name, field)
+    return row
+
+
+def list_storages(tx: Tx, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+    """(storages by name, cursor of the next page)."""
+    rows = storages.list_page(tx, page.after or "", page.limit)
+    return rows, rows[-1].name if len(rows) == page.limit else None
+
+
+def list_protocols(tx: Tx, name: str) -> Sequence[Row[Any]]:
+    """(scheme, prefix, credentials, priority, marker) of the storage's protocols, the preferred one first."""
+    return storages.list_protocols(tx, get_storage(tx, name).id)
+
+
+def update_storage(tx: Tx, name: str, facts: Mapping[str, Any], reason: str | None = None) -> Row[Any]:
+    """The storage with these facts (any of CHANGEABLE); what is not named stays.
+
+    Turning a switch off needs the reason; it is kept until all are on again. Turning writing on for a storage that was
+    added without it puts dlm's marker into the root.
+    """
+    row = _held(tx, name)
+    for unknown in facts.keys() - set(CHANGEABLE):
+        raise InvalidInput(f"{unknown!r} of a storage cannot be changed", field=unknown, hint=f"one of {', '.join(CHANGEABLE)}")
+    before = _values(row)
+    after = {**before, **facts}
+    after["switch_reason"] = _switch_reason(before, after, reason)
+    _check_values(after)
+    if after["can_write"] and not before["can_write"]:
+        _put_marker(tx, row)
+    return _write(tx, row, "updated", before, after)
+
+
+def set_attributes(tx: Tx, name: str, patch: Mapping[str, str | None]) -> Row[Any]:
+    """The storage with these attributes; a null takes one away, others stay."""
+    row = _held(tx, name)
+    before = _values(row)
+    attributes = {key: value for key, value in {**row.attributes, **patch}.items() if value is not None}
+    after = {**before, "attributes": attributes}
+    _check_attributes(attributes)
+    return _write(tx, row, "attributes set", before, after)
+
+
+def retire_storage(tx: Tx, name: str) -> None:
+    """Delete a storage that holds nothing; its files and its marker are left as they are."""
+    row = _held(tx, name)
+    storages.hold_usage(tx, row.id)  # replicas are counted last, under this lock: none can come after the look
+    if storages.holds_anything(tx, row.id):
+        hint = "switch writing off and let its rules go; dlm-admin replica list shows what is there"
+        raise Conflict(f"storage {name} still holds replicas or locks", field="storage", hint=hint)
+    storages.delete(tx, row.id)
+    events.record(tx, "storage", row.id, "retired", before=_values(row))
+    changes.add(tx, ChangeKind.STORAGES, storage_id=row.id)
+
+
+def _held(tx: Tx, name: str) -> Row[Any]:
+    row = storages.hold(tx, name)
+    if row is None:
+        raise _not_found(name, "storage")
+    return row
+
+
+def _not_found(name: str, field: str) -> NotFound:
+    return NotFound(f"there is no storage {codec.shown(name)}", field=field)
+
+
+def _values(row: Row[Any]) -> dict[str, Any]:
+    return {key: getattr(row, key) for key in (*CHANGEABLE, "switch_reason", "attributes")}
+
+
+def _write(tx: Tx, row: Row[Any], action: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Row[Any]:
+    changed = [key for key in before if before[key] != after[key]]
+    if changed:
+        storages.update(tx, row.id, after)
+        was, now = {key: before[key] for key in changed}, {key: after[key] for key in changed}
+        events.record(tx, "storage", row.id, action, before=was, after=now)
+        changes.add(tx, ChangeKind.STORAGES, storage_id=row.id)
+    return get_storage(tx, row.name)
+
+
+def _switch_reason(before: Mapping[str, Any], after: Mapping[str, Any], reason: str | None) -> str | None:
+    if all(after[switch] for switch in SWITCHES):
+        return None
+    for switch in SWITCHES:
+        if before[switch] and not after[switch]:
+            check_text(reason, "reason", required=True)
+    return reason or before["switch_reason"]
+
+
+# ------------------------------------------------------------------------------------------------------ the root
+
+
+def _take_root(tx: Tx, storage_id: int, uuid: str, may_write: bool) -> None:
+    """Make the root recognisable, by a marker in it or (where nothing may be written) by its seal."""
+    protocol = open_protocol(storages.protocols(tx, [storage_id])[storage_id])
+    if not may_write:
+        storages.set_marker(tx, storage_id, protocol.seal())
+        return
+    protocol.claim(uuid, create_root=True)
+
+
+def _put_marker(tx: Tx, row: Row[Any]) -> None:
+    """Put the marker into a root that was known by its seal, and is the same root still."""
+    ref = storages.protocols(tx, [row.id])[row.id]
+    if ref.storage_uuid == str(row.uuid):
+        return
+    protocol = open_protocol(ref)
+    protocol.require_marker(ref.storage_uuid)
+    protocol.claim(str(row.uuid))
+    storages.set_marker(tx, row.id, None)
+
+
+# ------------------------------------------------------------------------------------------------------- checking
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    check_name(values["type"], "type")
+    _check_choice(values["phase"], Phase, "phase")
+    _check_choice(values["reap"], Reap, "reap")
+    if values["capacity_bytes"] is not None:
+        _check_range(values["capacity_bytes"], MAX_BYTES, "capacity_bytes")
+    _check_range(values["min_free_bytes"], MAX_BYTES, "min_free_bytes")
+    if values["undo_window_s"] is not None:
+        _check_range(values["undo_window_s"], MAX_UNDO_WINDOW_S, "undo_window_s")
+    is_off = not all(values[switch] for switch in SWITCHES)
+    check_text(values["switch_reason"], "reason", required=is_off)
+    _check_attributes(values["attributes"])
+
+
+def _check_choice(value: str, choices: type[Phase] | type[Reap], field: str) -> None:
+    if value not in list(choices):
+        raise InvalidInput(f"{value!r} is no {field}", field=field, hint=f"one of {', '.join(choices)}")
+
+
+def _check_range(value: int, most: int, field: str) -> None:
+    if not 0 <= value <= most:
+        raise InvalidInput(f"{field} is 0 to {most}, not {value}", field=field)
+
+
+def _check_attributes(attributes: Mapping[str, str]) -> None:
+    if len(attributes) > MAX_ATTRIBUTES:
+        raise InvalidInput(f"a storage has at most {MAX_ATTRIBUTES} attributes", field="attributes")
+    for key, value in attributes.items():
+        field = f"attributes.{key[:64]}"
+        if not _KEY.fullmatch(key):
+            hint = "letters, digits, '.', '_' and '-', at most 64"
+            raise InvalidInput(f"{codec.shown(key)} is no name of an attribute", field="attributes", hint=hint)
+        if key in RESERVED_KEYS:
+            raise InvalidInput(f"{key!r} is built in, and no name for an attribute", field=field, hint="choose another name")
+        if not isinstance(value, str):
+            raise InvalidInput("the value of an attribute is text", field=field, hint='write numbers in quotes, as in "1"')
+        check_text(value, field, required=True)
+
+
+def _check_protocols(protocols: Sequence[NewProtocol]) -> None:
+    if not protocols:
+        raise InvalidInput("a storage needs at least one protocol", field="protocols")
+    for index, way in enumerate(protocols):
+        place = f"protocols[{index}]"
+        if way.scheme not in schemes():
+            hint = f"one of {', '.join(schemes())}"
+            raise InvalidInput(f"there is no protocol for scheme {codec.shown(way.scheme)}", field=f"{place}.scheme", hint=hint)
+        if way.scheme in [other.scheme for other in protocols[:index]]:
+            raise InvalidInput(f"scheme {way.scheme} is here twice", field=f"{place}.scheme")
+        if not -100 <= way.priority <= 100:
+            raise InvalidInput("a priority is -100 to 100", field=f"{place}.priority")
+        check_text(way.credentials, f"{place}.credentials")
+        _check_prefix(way, f"{place}.prefix")
+
+
+def _check_prefix(way: NewProtocol, field: str) -> None:
+    prefix = way.prefix
+    if not prefix or len(prefix) > MAX_PREFIX_CHARACTERS or _UNPRINTABLE.search(prefix):
+        raise InvalidInput(f"a prefix is printable text of 1 to {MAX_PREFIX_CHARACTERS} characters", field=field)
+    if way.scheme not in _LOCAL:
+        return
+    if not prefix.startswith("/") or os.path.normpath(prefix) != prefix.rstrip("/") or prefix.startswith("//"):
+        hint = "write it from '/', without '.', '..' or '//'"
+        raise InvalidInput(f"{codec.shown(prefix)} is no absolute path", field=field, hint=hint)
+
+
+def root_of(tx: Tx, name: str) -> ProtocolRef:
+    """How to speak to the storage, by its preferred protocol."""
+    row = get_storage(tx, name)
+    return storages.protocols(tx, [row.id])[row.id]
