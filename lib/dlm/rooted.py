@@ -66,7 +66,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class translating:  # noqa: N801  reads as a statement: `with translating("read", path):`
-    """Turns an OSError inside the block into a StorageError by the tables above; `side` becomes one of its facts."""
+    """Turns an OSError inside the block into a StorageError by the tables above.
+
+    `side` ('source' or 'destination') becomes one of its facts, and of a StorageError that does not say.
+    """
 
     __slots__ = ("doing", "path", "side")
 
@@ -79,6 +82,8 @@ class translating:  # noqa: N801  reads as a statement: `with translating("read"
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, OSError):
             raise from_os_error(error, self.doing, self.path, self.side) from error
+        if isinstance(error, StorageError):
+            error.facts.setdefault("side", self.side)
 
 
 def from_os_error(error: OSError, doing: str, path: str, side: str = "source") -> StorageError:
@@ -259,9 +264,9 @@ class Root:
             raise _refused(path, "it is a symbolic link")
         return status if stat.S_ISREG(status.st_mode) else None
 
-    def open_file(self, path: str) -> int:
+    def open_file(self, path: str, side: str = "source") -> int:
         """A descriptor to read a regular file; StorageError SOURCE_MISSING where none is."""
-        with translating("open", path):
+        with translating("open", path, side):
             try:
                 return self._open_file(path)
             except FileNotFoundError:
@@ -303,7 +308,7 @@ def _regular(fd: int, path: str) -> int:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
-    raise StorageError(ErrorClass.SOURCE_MISSING, f"{shown(path)} is not a file", side="source")
+    raise StorageError(ErrorClass.SOURCE_MISSING, f"{shown(path)} is not a file")
 
 
 def open_to_list(directory: int) -> int:
