@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,12 @@ def postgres(place: Path, pytestconfig: pytest.Config) -> Iterator[EmbeddedPostg
 def query(dsn: str, text: str) -> object:
     with psycopg.connect(dsn.replace("+psycopg", "")) as connection:
         return connection.execute(text).fetchone()[0]
+
+
+def is_gone(pid: int) -> bool:
+    """True when there is no such process, or only its zombie, or another one by now."""
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or ") Z " in status.read_text() or "(postgres)" not in status.read_text()
 
 
 def kill(server: EmbeddedPostgres) -> None:
@@ -85,6 +92,16 @@ def test_a_killed_server_starts_again_and_keeps_its_data(postgres: EmbeddedPostg
     other = EmbeddedPostgres(postgres.directory, postgres.bin_dir, OPTIONS)  # its pid is a zombie of ours meanwhile
     assert query(other.start(), "SELECT answer FROM kept") == 42
     other.stop()
+
+
+def test_a_session_that_computes_does_not_hold_up_the_restart_after_a_kill(postgres: EmbeddedPostgres) -> None:
+    connection = psycopg.connect(postgres.start().replace("+psycopg", ""), autocommit=True)
+    connection.pgconn.send_query(b"DO 'BEGIN RAISE WARNING $$begun$$; LOOP END LOOP; END'")
+    select.select([connection.fileno()], [], [], 10)  # until it says that it begun
+    kill(postgres)
+    assert query(postgres.start(), "SELECT 1") == 1
+    assert is_gone(connection.info.backend_pid)
+    connection.close()
 
 
 def test_a_stale_pid_that_went_to_another_process_does_not_hinder(postgres: EmbeddedPostgres) -> None:

@@ -55,6 +55,8 @@ DEFAULTS = (
     "log_timezone=UTC",
 )
 
+_started: list[subprocess.Popen[bytes]] = []  # kept, because a Popen warns when it goes before its process
+
 
 class EmbeddedPostgres:
     """A PostgreSQL server whose data, socket and log stand in one directory. `options` are `name=value` settings."""
@@ -130,7 +132,9 @@ class EmbeddedPostgres:
         while not self._ready():
             self._raise_if_ended()
             lock = self._try_lock()
-            if lock is not None:
+            if lock is None:
+                self._end_orphans()
+            else:
                 try:
                     self._spawn(lock)
                 finally:
@@ -264,6 +268,7 @@ class EmbeddedPostgres:
                 pass_fds=(lock,),
                 **as_user(owner),
             )
+        _started.append(self._process)
 
     def _make_socket_dir(self, owner: pwd.struct_passwd) -> None:
         path = self.socket_dir
@@ -291,6 +296,19 @@ class EmbeddedPostgres:
         lock_of_socket = self.socket_dir / f".s.PGSQL.{PORT}.lock"
         for path in (self.data / "postmaster.pid", lock_of_socket, lock_of_socket.with_suffix("")):
             path.unlink(missing_ok=True)
+
+    def _end_orphans(self) -> None:
+        """Kill the sessions of a server that was killed: one that computes would notice only at its next wait.
+
+        Only these are called `postgres: …`; a server that is just starting has no such process before its pid file.
+        """
+        if self.is_running():
+            return
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile, or is none of ours
+                title = (process / "cmdline").read_bytes()
+                if title.startswith(b"postgres: ") and os.readlink(process / "cwd") == str(self.data.resolve()):
+                    os.kill(int(process.name), signal.SIGKILL)
 
     # Looking
 
