@@ -65,7 +65,10 @@ class Settings:
     judge_batch_rules: int = setting(1000, "rules", "rules taken in one pass", 1, 100_000)
     judge_batch_changes: int = setting(500, "changes", "changes taken in one pass", 1, 100_000)
     judge_chunk_files: int = setting(50_000, "files", "files written in one transaction", 1, 1_000_000)
-    judge_resync_interval_s: float = setting(3600.0, "s", "time between two full checks of a rule", 1, 30 * DAY)
+    judge_resync_interval_s: float = setting(86400.0, "s", "time between two full checks of a rule that is ok", 1, 30 * DAY)
+    judge_trust_unverified: bool = setting(
+        False, "", "count what producers registered for `ok` before dlm has read it; never a witness for a deletion"
+    )
 
     conveyor_interval_s: float = setting(5.0, "s", "longest sleep between two looks for work", 0.01, 3600)
     conveyor_batch: int = setting(500, "requests", "requests taken in one pass", 1, 100_000)
@@ -249,6 +252,8 @@ Relative paths count from the directory in which a program is started."""
 
 
 def _shown(item: Field[Any]) -> str:
+    if isinstance(item.default, bool):
+        return "yes" if item.default else "no"
     return _number(item.default) if isinstance(item.default, (int, float)) else str(item.default)
 
 

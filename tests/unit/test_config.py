@@ -99,6 +99,7 @@ def test_a_file_that_is_no_ini_file_is_refused_with_its_name(text: str) -> None:
         ("breaker_loss_share", "nan"),
         ("judge_interval_s", "inf"),
         ("log_level", "loud"),
+        ("judge_trust_unverified", "perhaps"),
     ],
 )
 def test_what_is_of_the_wrong_type_or_out_of_range_is_refused(name: str, text: str) -> None:
@@ -111,6 +112,7 @@ def test_what_is_of_the_wrong_type_or_out_of_range_is_refused(name: str, text: s
 def test_every_default_is_valid_and_explained(name: str) -> None:
     declared = config.DECLARED[name]
     assert parse(name, str(declared.default)) == declared.default
+    assert type(declared.default).__name__ == declared.type  # a float given as 5 would refuse 0.5
     assert declared.metadata["help"]
 
 
