@@ -1,0 +1,274 @@
+"""Use cases around replicas: register files where they are, list them, say that one is bad, find the best to read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from sqlalchemy.engine import Row
+
+from dlm import did as codec
+from dlm.core import dids as did_cases
+from dlm.core.accounts import get_scopes
+from dlm.core.dids import Ref
+from dlm.core.files import ALGORITHMS, Files
+from dlm.core.names import check_batch, check_text
+from dlm.core.storages import get_storage
+from dlm.db import arrays, changes, dids, events, replicas, storages, usage
+from dlm.db.engine import Tx
+from dlm.errors import Conflict, InvalidInput, NotFound
+from dlm.types import ChangeKind, Checksums, DidKind, Page, ProtocolRef, ReplicaState
+
+CHECK_INTERVAL_S = 30 * 86400
+MAX_EVENTS = 100  # of single files in one call; beyond it one event with the number must do
+_ADVICE = {
+    ReplicaState.COPYING: "dlm is copying this file there; wait until it is done, or cancel the rule that wants it",
+    ReplicaState.DELETING: "dlm is deleting it; register it again when it is gone",
+    ReplicaState.DELETED: "it was deleted, and its path still rests; try again in a few minutes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What a registration added to the catalogue. `did_ids` are those of the files, in order."""
+
+    did_ids: list[int]
+    new_dids: int
+    new_replicas: int
+    new_bytes: int
+    attached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A replica to read, and how to reach it."""
+
+    storage: str
+    protocol: ProtocolRef
+    path: str
+    state: str
+    size_bytes: int
+    checksums: Checksums
+
+
+# --------------------------------------------------------------------------------------------------- registering
+
+
+def register(
+    tx: Tx,
+    storage: str,
+    files: Files,
+    *,
+    dataset: Ref | None = None,
+    verified: bool = False,
+    check_interval_s: float = CHECK_INTERVAL_S,
+) -> Registered:
+    """Enter files that are at the storage already: DIDs as needed, replicas, and (if named) a place in the dataset.
+
+    All or nothing: Conflict names the first file that the catalogue knows otherwise. What is registered already counts
+    as done, so a call may be repeated. `verified` says that the caller has just read the stored bytes and compared them;
+    otherwise the auditor does, from now on. At most 18 statements for any number of files.
+    """
+    place = get_storage(tx, storage)
+    parent = None if dataset is None else _dataset(tx, dataset)
+    scopes = get_scopes(tx, sorted(set(files.scopes)))
+    columns = _columns(files, {name: row.id for name, row in scopes.items()})
+    new_dids = replicas.insert_files(tx, columns, files.metadata, tx.actor.account_id)
+    did_ids, wrong = replicas.match_files(tx, columns)
+    if wrong is not None:
+        _refuse_file(tx, files, wrong)
+    _refuse_taken_path(tx, place, files, did_ids)
+    next_check_at = tx.now + timedelta(seconds=check_interval_s) if verified else tx.now
+    added, size_bytes = replicas.insert(
+        tx, place.id, did_ids, columns.sizes, files.paths, next_check_at, verified=verified
+    )
+    back = _again(tx, place, files, did_ids, added)
+    attached = 0 if parent is None else did_cases.put_in(tx, parent, did_ids, files.sizes).added
+    _record(tx, place, added, size_bytes, back)
+    return Registered(did_ids, new_dids, len(added), size_bytes, attached)
+
+
+def _dataset(tx: Tx, dataset: Ref) -> Row[Any]:
+    row = did_cases.require_open(tx, *dataset, field="dataset")
+    if row.kind != DidKind.DATASET:
+        raise InvalidInput(f"{codec.shown(':'.join(dataset))} is a container: files go into a dataset", field="dataset")
+    return row
+
+
+def _columns(files: Files, scope_ids: dict[str, int]) -> replicas.FileColumns:
+    digests = {name: arrays.texts(files.checksums[name]) for name in ALGORITHMS}
+    ids = arrays.integers(map(scope_ids.__getitem__, files.scopes))
+    return replicas.FileColumns(ids, arrays.texts(files.names), arrays.integers(files.sizes), **digests)
+
+
+def _refuse_file(tx: Tx, files: Files, index: int) -> NoReturn:
+    """Say in what the catalogue differs about this file."""
+    row = did_cases.get(tx, files.scopes[index], files.names[index])
+    field, shown = f"files[{index}]", files.shown(index)
+    if row.kind != DidKind.FILE:
+        raise Conflict(f"{shown} is a {row.kind}", field=field, hint="names are never used twice")
+    if row.deleted_at is not None:
+        raise Conflict(f"{shown} has ended", field=field, hint="names are never used twice")
+    if row.size_bytes != files.sizes[index]:
+        detail = f"the catalogue says {shown} has {row.size_bytes} bytes, not {files.sizes[index]}"
+        raise Conflict(detail, field=f"{field}.size_bytes", hint="other content needs another name")
+    for name in ALGORITHMS:
+        known, given = getattr(row, name), files.checksums[name][index]
+        if known is not None and given is not None and known != given:
+            detail = f"the catalogue says {shown} has {name} {known}, not {given}"
+            raise Conflict(detail, field=f"{field}.{name}", hint="other content needs another name")
+    raise Conflict(f"{shown} was changed meanwhile", field=field)
+
+
+def _refuse_taken_path(tx: Tx, place: Row[Any], files: Files, did_ids: Sequence[int]) -> None:
+    if files.paths is None:
+        return
+    taken = replicas.path_owner(tx, place.id, did_ids, files.paths)
+    if taken is not None:
+        detail = f"this path at {place.name} is that of {codec.shown(f'{taken.scope}:{taken.name}')}"
+        raise Conflict(detail, field=f"files[{taken.ordinal}].path")
+
+
+def _again(tx: Tx, place: Row[Any], files: Files, did_ids: Sequence[int], added: Sequence[int]) -> Sequence[Row[Any]]:
+    """The replicas that were known as bad or lost, and are taken for good until they are read; none if all are new."""
+    if len(added) == len(did_ids):
+        return ()
+    standing = replicas.first_in_the_way(tx, place.id, did_ids, files.paths)
+    if standing is not None and standing.state in _ADVICE:
+        detail = f"{files.shown(standing.ordinal)} is {standing.state} at {place.name}"
+        raise Conflict(detail, field=f"files[{standing.ordinal}]", hint=_ADVICE[standing.state])
+    if standing is not None:
+        at = "its derived path" if standing.path is None else codec.shown(standing.path)
+        detail = f"{files.shown(standing.ordinal)} stands at {at} on {place.name} already"
+        raise Conflict(detail, field=f"files[{standing.ordinal}].path")
+    return replicas.revive(tx, place.id, did_ids)
+
+
+def _record(tx: Tx, place: Row[Any], added: Sequence[int], size_bytes: int, back: Sequence[Row[Any]]) -> None:
+    """Tell the judge and the record what arrived, and count it; the usage row comes last."""
+    arrived = [*added, *(row.did_id for row in back)]
+    if not arrived:
+        return
+    changes.add(tx, ChangeKind.ARRIVED, storage_id=place.id, file_ids=arrived)
+    after = {"files": len(added), "size_bytes": size_bytes, "files_again": len(back)}
+    events.record(tx, "storage", place.id, "registered", after=after)
+    found = [row.size_bytes for row in back if row.was_lost]
+    delta = usage.StorageDelta()
+    delta.add(place.id, used_bytes=size_bytes + sum(found), used_files=len(added) + len(found))
+    usage.change_storages(tx, delta)
+    # Retiring a storage looks for replicas while it holds the usage row: whoever comes second sees the other.
+    if not storages.is_live(tx, place.id):
+        raise Conflict(f"storage {place.name} was retired meanwhile", field="storage")
+
+
+# --------------------------------------------------------------------------------------------------- listing
+
+
+def path_of(row: Row[Any]) -> str:
+    """The path of a listed replica below its storage's root."""
+    return row.path or codec.derived_path(row.scope, row.name)
+
+
+def stream(tx: Tx, scope: str, name: str) -> Iterator[Row[Any]]:
+    """Every replica of the file, or of every file below the collection, by file and storage; memory stays flat.
+
+    Rows: did_id, scope, name, storage, storage_id, state, size_bytes, checksums, path (see `path_of`), times.
+    """
+    row = did_cases.get(tx, scope, name)
+    if row.kind == DidKind.FILE:
+        return replicas.list_of_files(tx, [row.id])
+    if row.kind == DidKind.DATASET:
+        return replicas.list_of_dataset(tx, row.id)
+    return replicas.list_of_datasets(tx, [below.dataset_id for below in dids.datasets_below(tx, [row.id])])
+
+
+def list_by_dids(tx: Tx, refs: Sequence[Ref], page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+    """(replicas of these files and of all files below these collections, cursor of the next page)."""
+    check_batch(len(refs), "dids")
+    rows = did_cases.resolve(tx, refs, live=False)
+    files = [row.id for row in rows if row.kind == DidKind.FILE]
+    collections = [row.id for row in rows if row.kind != DidKind.FILE]
+    datasets = [row.dataset_id for row in dids.datasets_below(tx, collections)] if collections else []
+    found = replicas.page_of_files(tx, files, datasets, _after(page, 2), page.limit)
+    return found, f"{found[-1].did_id}-{found[-1].storage_id}" if len(found) == page.limit else None
+
+
+def list_by_storage(
+    tx: Tx, storage: str, state: ReplicaState | None = None, page: Page = Page()
+) -> tuple[Sequence[Row[Any]], str | None]:
+    """(replicas at the storage, cursor of the next page)."""
+    found = replicas.page_of_storage(tx, get_storage(tx, storage).id, state, _after(page, 1)[0], page.limit)
+    return found, str(found[-1].did_id) if len(found) == page.limit else None
+
+
+def _after(page: Page, parts: int) -> tuple[int, int]:
+    """The key after which a page starts; the second number is 0 where the cursor has one part."""
+    texts = (page.after or "-".join("0" * parts)).split("-")
+    if len(texts) != parts or not all(text.isascii() and text.isdigit() and len(text) < 19 for text in texts):
+        raise InvalidInput("this is no cursor of this list", field="after")
+    return int(texts[0]), int(texts[1]) if parts == 2 else 0
+
+
+def best_replicas(tx: Tx, scope: str, name: str) -> list[Source]:
+    """The replicas of a file that can be read now, the best first. NotFound when there is none."""
+    row = did_cases.get(tx, scope, name)
+    if row.kind != DidKind.FILE:
+        raise InvalidInput(f"{codec.shown(f'{scope}:{name}')} is a {row.kind}: fetch its files", field="did")
+    found = replicas.readable(tx, row.id)
+    if not found:
+        raise NotFound(f"no replica of {codec.shown(f'{scope}:{name}')} can be read now", field="did")
+    ways = storages.protocols(tx, [replica.storage_id for replica in found])
+    checksums = Checksums(row.adler32, row.md5, row.sha256)
+    return [
+        Source(item.storage, ways[item.storage_id], path_of(item), item.state, item.size_bytes, checksums) for item in found
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- found wrong
+
+
+def declare_bad(tx: Tx, items: Sequence[tuple[str, str, str]], reason: str) -> int:
+    """Declare replicas (scope, name, storage) as bad; how many were not known as bad or lost before.
+
+    NotFound or Conflict for the first that is not there, or is being copied or deleted; then nothing is declared.
+    The judge decides what follows: another copy, or nothing where no rule wants the file.
+    """
+    check_batch(len(items), "replicas")
+    check_text(reason, "reason", required=True)
+    rows = did_cases.resolve(tx, [(scope, name) for scope, name, _ in items], "replicas", live=False)
+    places = {name: get_storage(tx, name).id for name in sorted({storage for _, _, storage in items})}
+    named = [(row.id, places[storage]) for row, (_, _, storage) in zip(rows, items)]
+    states = {(row.did_id, row.storage_id): row.state for row in replicas.hold_files(tx, [did for did, _ in named])}
+    _refuse_undeclarable(items, named, states)
+    good = (ReplicaState.AVAILABLE, ReplicaState.UNVERIFIED)
+    harmed = sorted({key for key in named if states[key] in good})
+    if harmed:
+        replicas.mark_bad(tx, harmed)
+        replicas.add_harm(tx, "loss", Counter(storage_id for _, storage_id in harmed))
+        changes.add_by_storage(tx, ChangeKind.HARMED, harmed)
+        _record_bad(tx, harmed, reason)
+    return len(harmed)
+
+
+def _refuse_undeclarable(
+    items: Sequence[tuple[str, str, str]], named: Sequence[tuple[int, int]], states: dict[tuple[int, int], str]
+) -> None:
+    for index, key in enumerate(named):
+        scope, name, storage = items[index]
+        state, shown = states.get(key), codec.shown(f"{scope}:{name}")
+        if state is None or state == ReplicaState.DELETED:
+            raise NotFound(f"{shown} has no replica at {storage}", field=f"replicas[{index}]")
+        if state in (ReplicaState.COPYING, ReplicaState.DELETING):
+            raise Conflict(f"{shown} is {state} at {storage}", field=f"replicas[{index}]", hint="wait until that has ended")
+
+
+def _record_bad(tx: Tx, harmed: Sequence[tuple[int, int]], reason: str) -> None:
+    per_storage = Counter(storage_id for _, storage_id in harmed)
+    summary = [(storage_id, None, {"files": number, "reason": reason}) for storage_id, number in sorted(per_storage.items())]
+    events.record_many(tx, "storage", "replicas declared bad", summary)
+    if len(harmed) <= MAX_EVENTS:
+        single = [(did_id, None, {"storage_id": storage_id, "reason": reason}) for did_id, storage_id in harmed]
+        events.record_many(tx, "did", "declared bad", single)
