@@ -65,7 +65,7 @@ class Settings:
     judge_batch_rules: int = setting(1000, "rules", "rules taken in one pass", 1, 100_000)
     judge_batch_changes: int = setting(500, "changes", "changes taken in one pass", 1, 100_000)
     judge_chunk_files: int = setting(50_000, "files", "files written in one transaction", 1, 1_000_000)
-    judge_resync_interval_s: float = setting(86400.0, "s", "time between two full checks of a rule that is ok", 1, 30 * DAY)
+    judge_resync_interval_s: float = setting(86400.0, "s", "time between two full checks of an ok rule", 1, 30 * DAY)
     judge_trust_unverified: bool = setting(
         False, "", "count what producers registered for `ok` before dlm has read it; never a witness for a deletion"
     )
