@@ -25,7 +25,7 @@ class Caller:
 
     def call(self, method: str, path: str, status: int | None = None, **kwargs: Any) -> TestResponse:
         headers = {**self.headers, **kwargs.pop("headers", {})}
-        response = self.client.open(API + path, method=method, headers=headers, **kwargs)
+        response = self.client.open(API + path, method=method, headers=headers, **{"buffered": True, **kwargs})
         assert status is None or response.status_code == status, response.text
         return response
 

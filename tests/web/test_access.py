@@ -50,7 +50,7 @@ def test_every_permission_of_the_policy_is_used_by_a_route(app: Flask) -> None:
 
 def test_without_a_token_only_public_routes_answer(app: Flask, nobody: Caller) -> None:
     for method, address, name in calls(app):
-        response = nobody.client.open(address, method=method, json={})
+        response = nobody.client.open(address, method=method, json={}, buffered=True)
         if name == PUBLIC:
             assert response.status_code != 401, address
             continue
@@ -124,7 +124,12 @@ def test_the_access_log_says_who_did_what(user: Caller, caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO, "dlm.web.access")
     user.call("GET", "/accounts", 200, headers={"X-Request-Id": "harbour-0001"})
     line = json.loads(caplog.records[-1].getMessage())
-    assert (line["request_id"], line["account"], line["path"], line["status"]) == ("harbour-0001", "ada", "/api/v1/accounts", 200)
+    assert (line["request_id"], line["account"], line["path"], line["status"]) == (
+        "harbour-0001",
+        "ada",
+        "/api/v1/accounts",
+        200,
+    )
 
 
 def test_a_sane_request_id_is_kept_and_another_is_replaced(nobody: Caller) -> None:

@@ -70,7 +70,7 @@ def shipped() -> Policy:
 def load(path: Path) -> Policy:
     """The shipped policy with the site's document laid over it, permission by permission.
 
-    InvalidInput for a document that is not TOML, names a permission that dlm has not, or grants something that is no list of roles.
+    InvalidInput for a document that is not TOML, names a permission that dlm has not, or grants to what is no role.
     """
     ours = shipped()
     theirs = _policy(_read(path.read_text(encoding="utf-8"), str(path)))
@@ -92,11 +92,15 @@ def _read(text: str, where: str) -> Mapping[str, Any]:
         raise InvalidInput(f"{where}: a policy has one table, [permissions]", field="policy")
     for name, roles in table.items():
         if not isinstance(roles, list) or not all(isinstance(role, str) and role.strip(":") for role in roles):
-            raise InvalidInput(f"{where}: {name} is not a list of roles", field=name, hint='write it as ["admin", "user:own"]')
+            raise InvalidInput(
+                f"{where}: {name} is not a list of roles", field=name, hint='write it as ["admin", "user:own"]'
+            )
     return table
 
 
 def _policy(table: Mapping[str, Any]) -> Policy:
     everywhere = {name: frozenset(role for role in roles if not role.endswith(OWN)) for name, roles in table.items()}
-    own = {name: frozenset(role.removesuffix(OWN) for role in roles if role.endswith(OWN)) for name, roles in table.items()}
+    own = {
+        name: frozenset(role.removesuffix(OWN) for role in roles if role.endswith(OWN)) for name, roles in table.items()
+    }
     return Policy(everywhere, own)

@@ -15,10 +15,13 @@ def overview(tx: Tx) -> dict[str, Any]:
     """Promises by state, queues, storages that need a look, open breakers, daemons; six statements."""
     rules = status.rules_by_state(tx)
     waiting = status.queues(tx)
-    oldest_s = (tx.now - waiting.oldest_due_at).total_seconds() if waiting.oldest_due_at else None
+    oldest_s = (tx.now - waiting.due_at).total_seconds() if waiting.due_at else None
     return {
         "at": tx.now,
-        "promises": {"total": sum(rules.values()), **{str(state): rules[state] for state in RuleState if state in rules}},
+        "promises": {
+            "total": sum(rules.values()),
+            **{str(state): rules[state] for state in RuleState if state in rules},
+        },
         "queues": {
             "judge": {"changes": waiting.changes, "rules_due": waiting.rules},
             "conveyor": {
@@ -27,14 +30,16 @@ def overview(tx: Tx) -> dict[str, Any]:
                 "parked": waiting.parked,
                 "oldest_due_s": oldest_s,
             },
-            "reaper": {"tombstones": waiting.tombstones},
+            "reaper": {"tombstones": waiting.dying},
             "auditor": {"checks_due": waiting.checks},
         },
         "storages": {
             "total": status.count_storages(tx),
             "look_at": [row._asdict() for row in status.storages_with_news(tx)],
         },
-        "breakers": [{"id": b.id, "storage": b.storage, "act": b.act, "reason": b.reason} for b in breakers.list_all(tx)],
+        "breakers": [
+            {"id": b.id, "storage": b.storage, "act": b.act, "reason": b.reason} for b in breakers.list_all(tx)
+        ],
         "daemons": _daemons(tx),
     }
 

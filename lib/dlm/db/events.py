@@ -62,3 +62,23 @@ def list_for(tx: Tx, object_: str, object_id: int, limit: int = 100, before_id: 
         limit=limit,
         before_id=before_id,
     )
+
+
+def list_page(
+    tx: Tx, object_: str | None, object_id: int | None, actor: str | None, before_id: int | None, limit: int
+) -> Sequence[Row[Any]]:
+    """At most `limit` events, newest first, before that id, of an object or an actor if given; one statement."""
+    return tx.rows(
+        """SELECT id, at, object, object_id, action, actor, request_id, cause, before, after
+             FROM event
+            WHERE (%(before_id)s::bigint IS NULL OR id < %(before_id)s)
+              AND (%(object)s::text IS NULL OR object = %(object)s)
+              AND (%(object_id)s::bigint IS NULL OR object_id = %(object_id)s)
+              AND (%(actor)s::text IS NULL OR actor = %(actor)s)
+            ORDER BY id DESC LIMIT %(limit)s""",
+        object=object_,
+        object_id=object_id,
+        actor=actor,
+        before_id=before_id,
+        limit=limit,
+    )

@@ -1,4 +1,4 @@
-"""Counts for the one look at everything. Each is bounded: at most COUNTED rows are looked at, then it says so by being COUNTED."""
+"""Counts for the one look at everything. Each is bounded: COUNTED means that many or more."""
 
 from __future__ import annotations
 
@@ -14,21 +14,28 @@ COUNTED = 1_000_000
 
 def rules_by_state(tx: Tx) -> dict[str, int]:
     """Number of live rules in each state; one statement."""
-    return {row.state: row.number for row in tx.rows("SELECT state, count(*) AS number FROM rule WHERE state <> 'gone' GROUP BY state")}
+    return {
+        row.state: row.number
+        for row in tx.rows("SELECT state, count(*) AS number FROM rule WHERE state <> 'gone' GROUP BY state")
+    }
 
 
 def queues(tx: Tx) -> Row[Any]:
     """What waits for judge, conveyor, reaper and auditor, and since when; one statement."""
     row = tx.one(
-        """SELECT (SELECT count(*) FROM (SELECT 1 FROM change LIMIT %(most)s) c) AS changes,
-                  (SELECT count(*) FROM (SELECT 1 FROM rule WHERE next_judge_at <= %(now)s LIMIT %(most)s) r) AS rules,
-                  (SELECT count(*) FROM (SELECT 1 FROM request WHERE state = 'queued' LIMIT %(most)s) q) AS queued,
-                  (SELECT min(next_attempt_at) FROM (SELECT next_attempt_at FROM request WHERE state = 'queued'
-                                                      AND next_attempt_at <= %(now)s LIMIT %(most)s) q) AS oldest_due_at,
-                  (SELECT count(*) FROM (SELECT 1 FROM request WHERE state = 'active' LIMIT %(most)s) a) AS active,
-                  (SELECT count(*) FROM (SELECT 1 FROM request WHERE state = 'parked' LIMIT %(most)s) p) AS parked,
-                  (SELECT count(*) FROM (SELECT 1 FROM replica WHERE tombstone_at IS NOT NULL LIMIT %(most)s) t) AS tombstones,
-                  (SELECT count(*) FROM (SELECT 1 FROM replica WHERE next_check_at <= %(now)s LIMIT %(most)s) k) AS checks""",
+        """SELECT (SELECT count(*) FROM (SELECT FROM change LIMIT %(most)s) c) AS changes,
+                  (SELECT count(*) FROM (SELECT FROM rule
+                                          WHERE next_judge_at <= %(now)s LIMIT %(most)s) r) AS rules,
+                  (SELECT count(*) FROM (SELECT FROM request WHERE state = 'queued' LIMIT %(most)s) q) AS queued,
+                  (SELECT min(at) FROM (SELECT next_attempt_at AS at FROM request
+                                         WHERE state = 'queued' AND next_attempt_at <= %(now)s
+                                         LIMIT %(most)s) o) AS due_at,
+                  (SELECT count(*) FROM (SELECT FROM request WHERE state = 'active' LIMIT %(most)s) a) AS active,
+                  (SELECT count(*) FROM (SELECT FROM request WHERE state = 'parked' LIMIT %(most)s) p) AS parked,
+                  (SELECT count(*) FROM (SELECT FROM replica
+                                          WHERE tombstone_at IS NOT NULL LIMIT %(most)s) t) AS dying,
+                  (SELECT count(*) FROM (SELECT FROM replica
+                                          WHERE next_check_at <= %(now)s LIMIT %(most)s) k) AS checks""",
         most=COUNTED,
     )
     assert row is not None
@@ -38,7 +45,8 @@ def queues(tx: Tx) -> Row[Any]:
 def storages_with_news(tx: Tx) -> Sequence[Row[Any]]:
     """Storages that are unavailable, or have a switch off, by name, with the reason; one statement."""
     return tx.rows(
-        """SELECT name, is_available, can_read, can_write, can_delete, coalesce(unavailable_reason, switch_reason) AS reason
+        """SELECT name, is_available, can_read, can_write, can_delete,
+                  coalesce(unavailable_reason, switch_reason) AS reason
              FROM storage WHERE deleted_at IS NULL AND NOT (is_available AND can_read AND can_write AND can_delete)
             ORDER BY name"""
     )

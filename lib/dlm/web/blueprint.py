@@ -9,9 +9,10 @@ from __future__ import annotations
 import http
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import wraps
 from typing import Any, NoReturn
 
-from flask import Request
+from flask import Request, request
 from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
 from flask_smorest.spec import prepare_response
@@ -21,7 +22,7 @@ from webargs.flaskparser import FlaskParser
 
 from dlm.errors import InvalidInput
 from dlm.types import Page
-from dlm.web.body import NDJSON, read_json
+from dlm.web.body import NDJSON, read_json, read_object
 from dlm.web.problem import MAX_FIELDS, MIMETYPE
 
 MAX_PAGE = 1000
@@ -51,7 +52,7 @@ class Problem(Answer):
 class PageQuery(Schema):
     """A page: at most `limit` items after the cursor that the page before gave as `next`."""
 
-    limit = fields.Integer(load_default=100, strict=True, validate=validate.Range(1, MAX_PAGE))
+    limit = fields.Integer(load_default=100, validate=validate.Range(1, MAX_PAGE))
     after = fields.String(validate=validate.Length(1, 4096), metadata={"description": "`next` of the page before"})
 
 
@@ -109,6 +110,20 @@ class Blueprint(SmorestBlueprint):
 
         return decorate
 
+    def json_body(self, schema: Any, description: str) -> Callable[[Any], Any]:
+        """Give the view the strict JSON object as it is, for free-form objects and for bulk; `schema` documents it."""
+
+        def decorate(view: Any) -> Any:
+            @wraps(view)
+            def reading(*args: Any, **kwargs: Any) -> Any:
+                return view(read_object(request), *args, **kwargs)
+
+            content = {"application/json": {"schema": schema}}
+            body = {"required": True, "description": description, "content": content}
+            return self.doc(requestBody=body)(reading)
+
+        return decorate
+
     def empties(self, view: Any) -> Any:
         """Document that the view answers 204 without a body."""
         return self.alt_response(204, description="done", success=True)(view)
@@ -121,7 +136,9 @@ def many(schema: type[Schema], name: str) -> type[Schema]:
 
 def paged(schema: type[Schema], name: str) -> type[Schema]:
     """The schema of {"items": […], "next": cursor}."""
-    cursor = fields.String(allow_none=True, required=True, metadata={"description": "give it as `after`; null: the end"})
+    cursor = fields.String(
+        allow_none=True, required=True, metadata={"description": "give it as `after`; null: the end"}
+    )
     return Answer.from_dict({"items": fields.List(fields.Nested(schema), required=True), "next": cursor}, name=name)
 
 

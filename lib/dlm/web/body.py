@@ -23,8 +23,16 @@ _MAX_DIGITS = 19
 
 
 def read_json(request: Request) -> Any:
-    """The request's body, whatever its Content-Type says (curl -d says a form); InvalidInput when it is not strict JSON."""
+    """The body, whatever its Content-Type says (curl -d says it is a form); InvalidInput when it is not strict JSON."""
     return parse(_bytes(request))
+
+
+def read_object(request: Request) -> dict[str, Any]:
+    """The body, which must be a JSON object."""
+    value = read_json(request)
+    if not isinstance(value, dict):
+        raise InvalidInput("the body is not a JSON object", field="body")
+    return value
 
 
 def read_lines(request: Request) -> list[Any]:
@@ -89,7 +97,9 @@ def _constant(text: str) -> NoReturn:
 
 def _whole(text: str) -> int:
     if len(text.lstrip("-")) > _MAX_DIGITS or not -(2**63) <= (value := int(text)) < 2**63:
-        raise InvalidInput(f"the number {text[:24]} is beyond 64 bits", field="body", hint="-2^63 to 2^63-1 are allowed")
+        raise InvalidInput(
+            f"the number {text[:24]} is beyond 64 bits", field="body", hint="-2^63 to 2^63-1 are allowed"
+        )
     return value
 
 
@@ -123,7 +133,9 @@ def _check_text(value: Any) -> None:
     """Refuse text, keys included, that no row can hold. The depth is checked already."""
     if isinstance(value, str):
         if match := _UNSTORABLE.search(value):
-            raise InvalidInput(f"the body contains U+{ord(match[0]):04X}, which is no character of a text", field="body")
+            raise InvalidInput(
+                f"the body contains U+{ord(match[0]):04X}, which is no character of a text", field="body"
+            )
     elif isinstance(value, dict):
         for key, child in value.items():
             _check_text(key)

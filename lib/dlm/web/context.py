@@ -13,6 +13,7 @@ from dlm.config import Settings
 from dlm.core import accounts
 from dlm.core.authorize import Policy, authorize
 from dlm.db.engine import Database, Tx
+from dlm.errors import DlmError
 from dlm.types import Page
 from dlm.web.body import NDJSON
 
@@ -63,6 +64,17 @@ def own_scopes(tx: Tx, scopes: Iterable[str]) -> None:
 def own_account(account_id: int) -> None:
     """Settle the route's permission for what the account of this id owns."""
     own(g.identity.account if account_id == g.identity.account_id else "another account")
+
+
+@contextmanager
+def as_one(prefix: str) -> Iterator[None]:
+    """Name fields as a caller of the single form wrote them: without `prefix`, the item's place in the many."""
+    try:
+        yield
+    except DlmError as error:
+        if error.field:
+            error.field = error.field.removeprefix(prefix).removeprefix(".") or "body"
+        raise
 
 
 def listed(name: str, fetch: FetchPage, page: Page, show: Show = dict) -> Response | dict[str, Any]:

@@ -31,19 +31,33 @@ class Kind:
 # The first class that fits counts, so special errors stand before general ones.
 TABLE: tuple[tuple[type[Exception], Kind], ...] = (
     (errors.TooLarge, Kind("too-large", 413, "Too large", "The input exceeds a limit; send it in smaller pieces.")),
-    (errors.InvalidInput, Kind("invalid-input", 400, "Invalid input", "Change the named field; the same request fails again.")),
-    (errors.Unauthenticated, Kind("unauthenticated", 401, "A valid token is required", "Send `Authorization: Bearer <token>`.")),
+    (
+        errors.InvalidInput,
+        Kind("invalid-input", 400, "Invalid input", "Change the named field; the same request fails again."),
+    ),
+    (
+        errors.Unauthenticated,
+        Kind("unauthenticated", 401, "A valid token is required", "Send `Authorization: Bearer <token>`."),
+    ),
     (errors.Denied, Kind("denied", 403, "Not allowed", "The policy does not give this account the permission.")),
     (errors.NotFound, Kind("not-found", 404, "Not found", "There is no such object.")),
     (errors.Conflict, Kind("conflict", 409, "Conflict", "The state of the object does not allow this.")),
     (errors.QuotaExceeded, Kind("quota-exceeded", 422, "Quota exceeded", "The account's limit does not allow this.")),
     (errors.CannotPlace, Kind("cannot-place", 422, "Cannot be placed", "No storage can take what is asked.")),
-    (errors.StorageError, Kind("storage-error", 422, "The storage refused", "The storage did not do what was asked of it.")),
+    (
+        errors.StorageError,
+        Kind("storage-error", 422, "The storage refused", "The storage did not do what was asked of it."),
+    ),
     (errors.Unsupported, Kind("unsupported", 501, "Not installed", "This needs an optional package on the server.")),
-    (errors.Transient, Kind("try-again", 503, "Not possible at the moment", "Repeat the request after Retry-After seconds.")),
+    (
+        errors.Transient,
+        Kind("try-again", 503, "Not possible at the moment", "Repeat the request after Retry-After seconds."),
+    ),
 )
 METHOD = Kind("method-not-allowed", 405, "Method not allowed", "This address has other methods; see Allow.")
-INTERNAL = Kind("internal", 500, "Internal error", "A bug or a broken installation; the log has it under the request id.")
+INTERNAL = Kind(
+    "internal", 500, "Internal error", "A bug or a broken installation; the log has it under the request id."
+)
 KINDS = {kind.slug: kind for kind in [*(kind for _, kind in TABLE), METHOD, INTERNAL]}
 _HTTP = {kind.status: kind for kind in reversed(KINDS.values())} | {422: KINDS["cannot-place"]}
 

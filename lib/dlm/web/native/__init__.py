@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlm.web.blueprint import Blueprint
-from dlm.web.native import accounts, breakers, docs, expressions, service
+from dlm.web.native import accounts, breakers, dids, docs, events, expressions, service, sites, storages, usage
 
 PREFIX = "/api/v1"
 
@@ -11,7 +11,12 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     accounts.blp,
     accounts.tokens,
     accounts.scopes,
+    sites.blp,
+    storages.blp,
     expressions.blp,
+    dids.blp,
+    events.blp,
+    usage.blp,
     breakers.blp,
     service.blp,
     docs.blp,

@@ -1,4 +1,4 @@
-"""The description of the API, a page to browse it, and what the problem types mean. All of it comes from this server."""
+"""The description of the API, a page to browse it, what the problem types mean. All of it comes from this server."""
 
 from __future__ import annotations
 

@@ -21,9 +21,13 @@ class ExpressionBody(Schema):
 
 
 class Matches(Answer):
-    canonical = fields.String(required=True, metadata={"description": "the one written form; equal texts match the same"})
+    canonical = fields.String(
+        required=True, metadata={"description": "the one written form; equal texts match the same"}
+    )
     storages = fields.List(fields.String(), required=True)
-    hints = fields.List(fields.String(), required=True, metadata={"description": "terms that match nothing, and what was meant"})
+    hints = fields.List(
+        fields.String(), required=True, metadata={"description": "terms that match nothing, and what was meant"}
+    )
 
 
 @blp.route("", methods=["POST"])
