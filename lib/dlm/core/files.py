@@ -24,17 +24,22 @@ Column = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Checked files in columns of one length. A path of None is the one derived from the DID."""
+    """Checked files in columns of one length, or None for a column without values. A path of None is the derived one."""
 
     scopes: list[str]
     names: list[str]
     sizes: list[int]
-    checksums: Mapping[str, list[str | None]]
+    checksums: Mapping[str, list[str | None] | None]
     paths: list[str | None] | None = None
     metadata: list[Mapping[str, Any] | None] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def checksum(self, index: int, algorithm: str) -> str | None:
+        """One digest of one file, None when it was not given."""
+        column = self.checksums[algorithm]
+        return None if column is None else column[index]
 
     def shown(self, index: int) -> str:
         """The DID of one file, for a message."""
@@ -114,9 +119,9 @@ def _check_sizes(sizes: list[int], field: str) -> None:
     raise InvalidInput(f"a size is 0 to {MAX_BYTES} bytes", field=f"{field}[{index}].size_bytes")
 
 
-def _digests(items: Sequence[Mapping[str, Any]], name: str, present: frozenset[str], field: str) -> list[str | None]:
+def _digests(items: Sequence[Mapping[str, Any]], name: str, present: frozenset[str], field: str) -> list[str | None] | None:
     if name not in present:
-        return [None] * len(items)
+        return None
     values = _column(items, name, str, field, optional=True)
     is_valid = _DIGESTS[name].fullmatch
     if None not in values and all(map(is_valid, values)):

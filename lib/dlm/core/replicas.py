@@ -17,7 +17,7 @@ from dlm.core.dids import Ref
 from dlm.core.files import ALGORITHMS, Files
 from dlm.core.names import check_batch, check_text
 from dlm.core.storages import get_storage
-from dlm.db import arrays, changes, dids, events, replicas, storages, usage
+from dlm.db import arrays, breakers, changes, dids, events, replicas, storages, usage
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
 from dlm.types import ChangeKind, Checksums, DidKind, Page, ProtocolRef, ReplicaState
@@ -99,7 +99,7 @@ def _dataset(tx: Tx, dataset: Ref) -> Row[Any]:
 
 
 def _columns(files: Files, scope_ids: dict[str, int]) -> replicas.FileColumns:
-    digests = {name: arrays.texts(files.checksums[name]) for name in ALGORITHMS}
+    digests = {name: arrays.texts(files.checksums[name] or ()) for name in ALGORITHMS}  # unnest fills up with NULL
     ids = arrays.integers(map(scope_ids.__getitem__, files.scopes))
     return replicas.FileColumns(ids, arrays.texts(files.names), arrays.integers(files.sizes), **digests)
 
@@ -116,7 +116,7 @@ def _refuse_file(tx: Tx, files: Files, index: int) -> NoReturn:
         detail = f"the catalogue says {shown} has {row.size_bytes} bytes, not {files.sizes[index]}"
         raise Conflict(detail, field=f"{field}.size_bytes", hint="other content needs another name")
     for name in ALGORITHMS:
-        known, given = getattr(row, name), files.checksums[name][index]
+        known, given = getattr(row, name), files.checksum(index, name)
         if known is not None and given is not None and known != given:
             detail = f"the catalogue says {shown} has {name} {known}, not {given}"
             raise Conflict(detail, field=f"{field}.{name}", hint="other content needs another name")
@@ -247,7 +247,7 @@ def declare_bad(tx: Tx, items: Sequence[tuple[str, str, str]], reason: str) -> i
     harmed = sorted({key for key in named if states[key] in good})
     if harmed:
         replicas.mark_bad(tx, harmed)
-        replicas.add_harm(tx, "loss", Counter(storage_id for _, storage_id in harmed))
+        breakers.add_harm(tx, "loss", Counter(storage_id for _, storage_id in harmed))
         changes.add_by_storage(tx, ChangeKind.HARMED, harmed)
         _record_bad(tx, harmed, reason)
     return len(harmed)

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
+from dlm.db import arrays
 from dlm.db.engine import Tx
 from dlm.types import ChangeKind
 
@@ -32,7 +33,7 @@ def add(
         kind=str(kind),
         did_id=did_id,
         storage_id=storage_id,
-        file_ids=None if file_ids is None else sorted(file_ids),
+        file_ids=None if file_ids is None else arrays.integers(sorted(file_ids)),
     )
     wake(tx, "judge")
 

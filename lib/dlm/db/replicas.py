@@ -265,13 +265,3 @@ def mark_bad(tx: Tx, replicas: Sequence[tuple[int, int]]) -> None:
         storages=arrays.integers(storage for _, storage in replicas),
     )
 
-
-def add_harm(tx: Tx, act: str, files: Mapping[int, int]) -> None:
-    """Note {storage_id: number} files lost or deleted, for the breaker's window; one statement."""
-    tx.run(
-        """INSERT INTO harm (storage_id, act, files, at)
-           SELECT id, %(act)s, files, %(now)s FROM unnest(%(ids)s::int[], %(files)s::int[]) AS h (id, files)""",
-        act=act,
-        ids=arrays.integers(files.keys()),
-        files=arrays.integers(files.values()),
-    )
