@@ -11,6 +11,7 @@ MAX_TEXT_CHARACTERS = 500
 MAX_BATCH = 10_000  # items in one call
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -40,3 +41,18 @@ def check_batch(number: int, field: str) -> None:
         raise InvalidInput(f"{field} is empty", field=field)
     if number > MAX_BATCH:
         raise TooLarge(f"{number:,} items in one call, at most {MAX_BATCH:,} are allowed", field=field, hint="split the call")
+
+
+def check_uuid(text: str, noun: str) -> None:
+    """Refuse what is no UUID, before the database does it less kindly."""
+    if _UUID.fullmatch(text) is None:
+        raise InvalidInput(f"{text[:MAX_NAME_CHARACTERS]!r} is no id of a {noun}", field=noun, hint="an id looks like 01234567-89ab-cdef-0123-456789abcdef")
+
+
+def cursor_id(after: str | None) -> int | None:
+    """The row id in an opaque cursor; None for the first page."""
+    if after is None:
+        return None
+    if not (after.isascii() and after.isdecimal() and len(after) < 19):
+        raise InvalidInput("this is no cursor", field="after", hint="give back `next` of the page before, as it is")
+    return int(after)

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 from psycopg.types.json import Jsonb
+from psycopg.types.string import TextLoader
 from sqlalchemy.engine import Connection, Row
 
 from dlm import effects
@@ -97,6 +98,8 @@ class Database:
             connect_args={"connect_timeout": 5, "options": options, "application_name": "dlm"},
         )
 
+        sa.event.listen(self.engine, "connect", _load_uuids_as_text)
+
     @contextmanager
     def begin(self, name: str, actor: Identity = SYSTEM, *, commit: bool = True) -> Iterator[Tx]:
         """One READ COMMITTED transaction called `name`; `commit=False` (a dry run) rolls back at the end.
@@ -132,6 +135,11 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def _load_uuids_as_text(connection: psycopg.Connection[Any], _record: object) -> None:
+    """Public ids are text everywhere above SQL."""
+    connection.adapters.register_loader("uuid", TextLoader)
 
 
 # A constraint's name is part of the schema; these are the ones a caller can run into by bad or unlucky input.

@@ -10,7 +10,7 @@ Usage rows are shared, so they are written last in a transaction, once per batch
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -34,6 +34,21 @@ class StorageDelta:
         return [(storage, *values) for storage, values in sorted(self._rows.items()) if any(values)]
 
 
+class Charges:
+    """A batch's change to what accounts are charged, gathered by (account, storage) before the one write."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+
+    def add(self, account_id: int, storage_id: int, size_bytes: int, files: int) -> None:
+        row = self._rows[account_id, storage_id]
+        row[0] += size_bytes
+        row[1] += files
+
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        return [(*key, *values) for key, values in sorted(self._rows.items()) if any(values)]
+
+
 def change_storages(tx: Tx, delta: StorageDelta) -> None:
     """Add the deltas to storage_usage; rows locked in storage order; at most one statement."""
     rows = delta.rows()
@@ -55,9 +70,9 @@ def change_storages(tx: Tx, delta: StorageDelta) -> None:
     )
 
 
-def change_accounts(tx: Tx, deltas: Mapping[tuple[int, int], tuple[int, int]]) -> None:
-    """Add {(account_id, storage_id): (bytes, files)} to what accounts are charged; at most one statement."""
-    rows = [(key, value) for key, value in sorted(deltas.items()) if any(value)]
+def change_accounts(tx: Tx, charges: Charges) -> None:
+    """Add to what accounts are charged, in key order; at most one statement."""
+    rows = charges.rows()
     if not rows:
         return
     tx.run(
@@ -67,10 +82,10 @@ def change_accounts(tx: Tx, deltas: Mapping[tuple[int, int], tuple[int, int]]) -
            ON CONFLICT (account_id, storage_id) DO UPDATE
               SET charged_bytes = u.charged_bytes + excluded.charged_bytes,
                   charged_files = u.charged_files + excluded.charged_files""",
-        accounts=[key[0] for key, _ in rows],
-        storages=[key[1] for key, _ in rows],
-        bytes=[value[0] for _, value in rows],
-        files=[value[1] for _, value in rows],
+        accounts=[row[0] for row in rows],
+        storages=[row[1] for row in rows],
+        bytes=[row[2] for row in rows],
+        files=[row[3] for row in rows],
     )
 
 

@@ -1,0 +1,160 @@
+"""What follows from locks, in chunks: replicas and requests for new ones, tombstones for released ones.
+
+A lock is committed before this looks, and each chunk is a transaction of its own, so that a million files neither
+outlast a lease nor keep small rules waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm.core.placing import Limits
+from dlm.db import changes, filling, judging, letting_go, usage
+from dlm.db.engine import Tx
+
+SMALL_FILES = 1000  # a lock of at most so many files is filled beside others, a larger one in chunks of its own
+SMALL_LOCKS = 5000
+
+
+def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
+    """Fill small locks together; (replicas made, whether more wait); at most nine statements."""
+    claimed = filling.claim_small(tx, SMALL_FILES, min(SMALL_LOCKS, limits.chunk_files))
+    locks = _within(claimed, limits.chunk_files)
+    if not locks:
+        return 0, False
+    delta = usage.StorageDelta()
+    filled = filling.fill(
+        tx,
+        filling.LOCKS,
+        delta,
+        dids=[lock.did_id for lock in locks],
+        storages=[lock.storage_id for lock in locks],
+        priorities=[lock.priority for lock in locks],
+        activities=[lock.activity for lock in locks],
+    )
+    filling.mark_filled(tx, locks, [0] * len(locks), None, was_empty=filled.was_empty)
+    for lock in locks:
+        delta.add(lock.storage_id, reserved_bytes=-lock.promised_bytes)
+    _finish(tx, locks, delta)
+    _wake_conveyor(tx, filled)
+    return filled.files, len(locks) < len(claimed) or len(claimed) == SMALL_LOCKS
+
+
+def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
+    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most ten statements."""
+    locks = filling.claim_large(tx, SMALL_FILES)
+    if not locks:
+        return 0, False
+    upto = filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, max(1, limits.chunk_files // _storages(locks)))
+    delta = usage.StorageDelta()
+    lanes = {lock.storage_id: lock for lock in sorted(locks, key=lambda lock: lock.priority)}
+    filled = filling.fill(
+        tx,
+        filling.CHUNK,
+        delta,
+        did_id=locks[0].did_id,
+        after=locks[0].fill_after,
+        upto=filling.LAST if upto is None else upto,
+        storages=list(lanes),
+        priorities=[lock.priority for lock in lanes.values()],
+        activities=[lock.activity for lock in lanes.values()],
+    )
+    promised = _keep_promises(locks, filled, delta, is_last=upto is None)
+    filling.mark_filled(tx, locks, promised, upto, was_empty=filled.was_empty and locks[0].fill_after == 0)
+    if upto is None:
+        _finish(tx, locks, delta)
+    else:
+        usage.change_storages(tx, delta)
+    _wake_conveyor(tx, filled)
+    return filled.files, True
+
+
+def _finish(tx: Tx, locks: Sequence[Row[Any]], delta: usage.StorageDelta) -> None:
+    """Locks are filled: bring them to their datasets' size, and have rules judged that may be complete; four statements."""
+    charges = usage.Charges()
+    for row in judging.resize_locks(tx, sorted({lock.did_id for lock in locks})):
+        charges.add(row.account_id, row.storage_id, row.bytes, row.files)
+    judging.wake_complete(tx, sorted({lock.rule_id for lock in locks}))
+    usage.change_accounts(tx, charges)
+    usage.change_storages(tx, delta)
+
+
+def _keep_promises(
+    locks: Sequence[Row[Any]], filled: filling.Filled, delta: usage.StorageDelta, *, is_last: bool
+) -> list[int]:
+    """What stays promised by each lock after a chunk; what its replicas now reserve themselves is given back."""
+    made = {storage_id: size for storage_id, (_, size) in filled.made.items()}
+    left = []
+    for lock in locks:
+        used = lock.promised_bytes if is_last else min(lock.promised_bytes, made.get(lock.storage_id, 0))
+        made[lock.storage_id] = max(0, made.get(lock.storage_id, 0) - used)
+        delta.add(lock.storage_id, reserved_bytes=-used)
+        left.append(lock.promised_bytes - used)
+    return left
+
+
+def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:
+    """Let go what small released locks held; (replicas let go, whether more wait); at most seven statements."""
+    claimed = letting_go.claim_small(tx, SMALL_FILES, min(SMALL_LOCKS, limits.chunk_files))
+    locks = _within(claimed, limits.chunk_files)
+    if not locks:
+        return 0, False
+    delta = usage.StorageDelta()
+    count = letting_go.let_go(
+        tx,
+        letting_go.LOCKS,
+        delta,
+        undo_window_s=undo_window_s,
+        dids=[lock.did_id for lock in locks],
+        storages=[lock.storage_id for lock in locks],
+    )
+    letting_go.remove(tx, locks)
+    usage.change_storages(tx, delta)
+    return count, len(locks) < len(claimed) or len(claimed) == SMALL_LOCKS
+
+
+def let_go_large(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:
+    """Let go the next chunk of a large dataset's released locks; (replicas let go, whether more wait); at most nine statements."""
+    locks = filling.claim_large(tx, SMALL_FILES, released=True)
+    if not locks:
+        return 0, False
+    upto = filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, max(1, limits.chunk_files // _storages(locks)))
+    delta = usage.StorageDelta()
+    count = letting_go.let_go(
+        tx,
+        letting_go.CHUNK,
+        delta,
+        undo_window_s=undo_window_s,
+        did_id=locks[0].did_id,
+        after=locks[0].fill_after,
+        upto=filling.LAST if upto is None else upto,
+        storages=sorted({lock.storage_id for lock in locks}),
+    )
+    if upto is None:
+        letting_go.remove(tx, locks)
+    else:
+        letting_go.advance(tx, locks, upto)
+    usage.change_storages(tx, delta)
+    return count, True
+
+
+def _storages(locks: Sequence[Row[Any]]) -> int:
+    return len({lock.storage_id for lock in locks})
+
+
+def _within(locks: Sequence[Row[Any]], chunk_files: int) -> Sequence[Row[Any]]:
+    """The first locks that together hold at most a chunk of files; at least one."""
+    total = 0
+    for index, lock in enumerate(locks):
+        total += lock.files
+        if total > chunk_files and index:
+            return locks[:index]
+    return locks
+
+
+def _wake_conveyor(tx: Tx, filled: filling.Filled) -> None:
+    if filled.files:
+        changes.wake(tx, "conveyor")

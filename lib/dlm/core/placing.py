@@ -1,0 +1,389 @@
+"""Placing rules: load a view of the rules that are due, let the planner decide, check the space once more, write the locks.
+
+`plan` uses the same `load` and `decide`, so that what it foretells is what will happen.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm.core import expression, judge
+from dlm.core.judge import Copies, Decision, RuleView, UnitView
+from dlm.core.placement import Budget, Present, Wish
+from dlm.core.sharing import FileClass, Sharing, shares
+from dlm.db import dids, events, judging, letting_go, rules, storages, usage
+from dlm.db.engine import Tx
+from dlm.errors import InvalidInput, Transient
+from dlm.types import DidKind, Grouping, RuleState, Storage
+
+END_LOOK_AGAIN_S = 30
+
+
+class Replan(Transient):
+    """The space that was planned with is gone; plan again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one pass may do, and what counts."""
+
+    batch_rules: int = 1000
+    chunk_files: int = 50_000
+    resync_interval_s: float = 86_400
+    trust_unverified: bool = False
+
+    @property
+    def good_states(self) -> list[str]:
+        return ["available", "unverified"] if self.trust_unverified else ["available"]
+
+
+@dataclass(slots=True)
+class World:
+    """One snapshot of the storages, and the budget that decisions of this pass spend."""
+
+    storages: dict[int, Storage]
+    snapshot: expression.Snapshot
+    free_bytes: Mapping[int, int | None]
+    quota: dict[int, dict[int, int | None]]  # by account, by storage
+
+    @classmethod
+    def load(cls, tx: Tx, account_ids: Sequence[int]) -> "World":
+        """Two statements."""
+        found = storages.snapshot(tx)
+        quota: dict[int, dict[int, int | None]] = defaultdict(dict)
+        for (account_id, storage_id), left in judging.quota_left(tx, account_ids).items():
+            quota[account_id][storage_id] = left
+        return cls({s.id: s for s in found}, expression.Snapshot(found), Budget.of(found).free_bytes, quota)
+
+    def matching(self, canonical: str) -> tuple[Storage, ...]:
+        ids = expression.evaluate(expression.parse(canonical), self.snapshot)
+        return tuple(self.storages[id_] for id_ in sorted(ids))
+
+    def budget(self, account_id: int) -> Budget:
+        return Budget(self.free_bytes, self.quota[account_id])
+
+    def spent(self, account_id: int, budget: Budget) -> None:
+        self.free_bytes = budget.free_bytes
+        self.quota[account_id] = dict(budget.quota_bytes)
+
+
+@dataclass(slots=True)
+class Judged:
+    """What a pass over due rules did."""
+
+    rules: int = 0
+    locks: int = 0
+    is_full: bool = False
+    states: dict[str, int] = field(default_factory=dict)
+
+
+def judge_due(tx: Tx, limits: Limits) -> Judged:
+    """Place and grade the rules that are due; a fixed number of statements for any number of small rules.
+
+    A rule over more than a chunk of files is judged alone, and so is each rule of grouping NONE that has files to place.
+    """
+    claimed = judging.claim_rules(tx, limits.batch_rules)
+    if not claimed:
+        return Judged()
+    batch = _affordable(claimed, limits.chunk_files)
+    result = Judged(rules=len(batch), is_full=len(batch) < len(claimed) or len(claimed) == limits.batch_rules)
+    ending = [row for row in batch if row.state == RuleState.LETTING_GO]
+    end(tx, ending)
+    suspended = [row for row in batch if row.is_suspended and row.state != RuleState.LETTING_GO]
+    rest = [row for row in batch if row.state != RuleState.LETTING_GO and not row.is_suspended]
+    written = rules.set_states(tx, [(row.id, RuleState.SUSPENDED, row.reason, None) for row in suspended]) if suspended else []
+    if rest:
+        messages, placed = _place(tx, rest, limits)
+        written = [*written, *_grade(tx, rest, messages, placed, limits)]
+        result.locks = sum(placed.values())
+    for row in written:
+        result.states[row.state] = result.states.get(row.state, 0) + 1
+    _record_states(tx, written)
+    return result
+
+
+def _affordable(claimed: Sequence[Row[Any]], chunk_files: int) -> Sequence[Row[Any]]:
+    """The first rules whose files together are about a chunk; at least one."""
+    total = 0
+    for index, row in enumerate(claimed):
+        total += row.files
+        if total > chunk_files and index:
+            return claimed[:index]
+    return claimed
+
+
+def _place(tx: Tx, due: Sequence[Row[Any]], limits: Limits) -> tuple[dict[int, str], dict[int, int]]:
+    """Write the locks that the rules miss; (why a copy is impossible, number of new locks), by rule."""
+    world = World.load(tx, sorted({row.account_id for row in due}))
+    views = load(tx, [row for row in due if row.grouping != Grouping.NONE], world)
+    messages: dict[int, str] = {}
+    decisions = []
+    for view in views:
+        decision = _decide(view, world)
+        decisions.append(decision)
+        if decision.message:
+            messages[decision.rule_id] = decision.message
+    placed = _apply(tx, decisions, {row.id: row for row in due}, world)
+    for row in due:
+        if row.grouping == Grouping.NONE and row.place_after is not None:
+            message, count = _place_next_files(tx, row, world, limits.chunk_files)
+            placed[row.id] = count
+            if row.state == RuleState.IMPOSSIBLE and row.place_after:
+                message = message or row.reason  # an earlier chunk's
+            if message:
+                messages[row.id] = message
+    return messages, placed
+
+
+def _decide(view: RuleView, world: World) -> Decision:
+    """The planner's decision, spent from the world's budget. A rule that cannot be decided (its weight attribute is no
+    number somewhere) is impossible; it must not fail the batch it came with."""
+    try:
+        decision, budget = judge.decide(view, world.budget(view.account_id))
+    except InvalidInput as error:
+        return Decision(view.id, message=error.detail)
+    world.spent(view.account_id, budget)
+    return decision
+
+
+def load(tx: Tx, due: Sequence[Row[Any]], world: World) -> list[RuleView]:
+    """The rules as the planner sees them: units, what holds them, what stands where; four statements for any number."""
+    if not due:
+        return []
+    units_of = _units(tx, due)
+    held: dict[tuple[int, int], list[Storage]] = defaultdict(list)
+    for lock in judging.locks_of(tx, [row.id for row in due]):
+        if lock.storage_id in world.storages:
+            held[lock.rule_id, lock.did_id].append(world.storages[lock.storage_id])
+    facts = judging.sizes(tx, sorted({did for units in units_of.values() for did in units}))
+    matching = {row.id: world.matching(row.canonical) for row in due}
+    needy = {did for row in due for did in units_of[row.id] if len(held[row.id, did]) < (row.copies or len(matching[row.id]) or 1)}
+    present: dict[int, dict[int, Present]] = defaultdict(dict)
+    for here in judging.coverage(tx, sorted(needy)):
+        present[here.did_id][here.storage_id] = Present(here.storage_id, here.bytes, here.files)
+    return [
+        RuleView(
+            id=row.id,
+            account_id=row.account_id,
+            grouping=Grouping(row.grouping),
+            wish=Wish(row.id, row.copies, row.spread, row.weight),
+            matching=matching[row.id],
+            units=tuple(
+                UnitView(did, facts[did].files, facts[did].size_bytes, tuple(held[row.id, did]), present[did])
+                for did in units_of[row.id]
+            ),
+        )
+        for row in due
+    ]
+
+
+def _units(tx: Tx, due: Sequence[Row[Any]]) -> dict[int, list[int]]:
+    """What each rule places as a whole: its file, or the datasets below its DID; at most one statement."""
+    units: dict[int, list[int]] = {row.id: [row.did_id] for row in due if row.kind != DidKind.CONTAINER}
+    containers = [row for row in due if row.kind == DidKind.CONTAINER]
+    below: dict[int, list[int]] = defaultdict(list)
+    if containers:
+        for pair in dids.datasets_below(tx, {row.did_id for row in containers}):
+            below[pair.root_id].append(pair.dataset_id)
+    return units | {row.id: below[row.did_id] for row in containers}
+
+
+def _apply(tx: Tx, decisions: Sequence[Decision], due: Mapping[int, Row[Any]], world: World) -> dict[int, int]:
+    """Write the locks, reserve and charge; number of new locks by rule. Replan when the space was taken meanwhile."""
+    placements = [placement for decision in decisions for placement in decision.placements]
+    counts: dict[int, int] = defaultdict(int)
+    if not placements:
+        return counts
+    hold_space(tx, _sum_by_storage((p.storage_id, p.promised_bytes) for p in placements))
+    made = judging.add_locks(
+        tx, [(p.rule_id, p.did_id, p.storage_id, p.files, p.size_bytes, p.promised_bytes) for p in placements]
+    )
+    delta, charges = usage.StorageDelta(), usage.Charges()
+    for lock in made:
+        counts[lock.rule_id] += 1
+        delta.add(lock.storage_id, reserved_bytes=lock.promised_bytes)
+        charges.add(due[lock.rule_id].account_id, lock.storage_id, lock.size_bytes, lock.files)
+    events.record_many(
+        tx, "rule", "placed", [(d.rule_id, None, explain(d, world)) for d in decisions if d.placements], cause="judge"
+    )
+    usage.change_accounts(tx, charges)
+    usage.change_storages(tx, delta)
+    return counts
+
+
+def _sum_by_storage(amounts: Any) -> dict[int, int]:
+    total: dict[int, int] = defaultdict(int)
+    for storage_id, amount in amounts:
+        total[storage_id] += amount
+    return total
+
+
+def hold_space(tx: Tx, promised: Mapping[int, int]) -> None:
+    """Lock the storages' usage rows in order and make sure that the promise still fits, else Replan; one statement.
+
+    Reading free space and promising it are two moments; without this, two judges fill one storage twice.
+    """
+    for row in usage.hold_storages(tx, promised):
+        if row.capacity_bytes is None or not promised[row.storage_id]:
+            continue
+        if row.capacity_bytes - row.min_free_bytes - row.used_bytes - row.reserved_bytes < promised[row.storage_id]:
+            raise Replan(f"storage {row.storage_id} was filled meanwhile")
+
+
+def explain(decision: Decision, world: World) -> dict[str, Any]:
+    """The decision as facts for `why`: storages chosen, and why others were not; at most one unit in full."""
+    _, choice = decision.choices[0]
+    names = {id_: storage.name for id_, storage in world.storages.items()}
+    return {
+        "chosen": sorted({names[p.storage_id] for p in decision.placements}),
+        "kept": sorted(names[id_] for id_ in choice.kept if id_ in names),
+        "rejected": {names[r.storage_id]: r.reason for r in choice.rejected[:50]},
+        "locks": len(decision.placements),
+        "missing": decision.missing,
+        "message": decision.message,
+    }
+
+
+# --- grouping none ---------------------------------------------------------------------------------------------
+
+
+def _place_next_files(tx: Tx, row: Row[Any], world: World, limit: int) -> tuple[str | None, int]:
+    """Lock the rule's next chunk of files, and move its cursor; (why copies are impossible, new locks)."""
+    roots = _units(tx, [row])[row.id]
+    file_ids = judging.files_to_place(tx, roots, row.place_after, limit)
+    message, count = place_files(tx, row, file_ids, world)
+    done = len(file_ids) < limit
+    rules.change(tx, row.id, {"place_after": None if done else file_ids[-1]})
+    return message, count
+
+
+def place_files(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> tuple[str | None, int]:
+    """Lock these files, each at storages of its own, by classes; (why copies are impossible, new locks); six statements."""
+    if not file_ids:
+        return None, 0
+    matching = world.matching(row.canonical)
+    ids = [storage.id for storage in matching]
+    found = judging.file_classes(tx, row.id, file_ids, ids)
+    classes = [FileClass(c.least_id, c.files, c.bytes, frozenset(c.holders), frozenset(c.held)) for c in found]
+    held = [world.storages[id_] for id_ in sorted({id_ for c in found for id_ in c.held}) if id_ in world.storages]
+    try:
+        sharing = shares(Wish(row.id, row.copies, row.spread, row.weight), classes, matching, held, world.budget(row.account_id))
+    except InvalidInput as error:
+        return error.detail, 0
+    world.spent(row.account_id, world.budget(row.account_id).spend(sharing))
+    count = _apply_sharing(tx, row, file_ids, ids, {c.least_id: c for c in found}, sharing)
+    return (sharing.message if sharing.missing else None), count
+
+
+def _apply_sharing(
+    tx: Tx, row: Row[Any], file_ids: Sequence[int], storage_ids: Sequence[int], classes: Mapping[int, Row[Any]], sharing: Sharing
+) -> int:
+    if not sharing.shares:
+        return 0
+    hold_space(tx, {id_: 0 for id_ in sharing.promised})
+    portions = [
+        (classes[share.class_id].holders, classes[share.class_id].held, list(share.storage_ids), share.files)
+        for share in sharing.shares
+    ]
+    made = judging.add_file_locks(tx, row.id, file_ids, storage_ids, portions)
+    # The planner counted with the mean size of a class; what the files really need is known now.
+    hold_space(tx, {lock.storage_id: lock.promised for lock in made})
+    delta, charges = usage.StorageDelta(), usage.Charges()
+    for lock in made:
+        delta.add(lock.storage_id, reserved_bytes=lock.promised)
+        charges.add(row.account_id, lock.storage_id, lock.bytes, lock.files)
+    after = {"files": len(file_ids), "locks": {str(lock.storage_id): lock.files for lock in made}, "missing": sharing.missing}
+    events.record(tx, "rule", row.id, "placed", cause="judge", after=after)
+    usage.change_accounts(tx, charges)
+    usage.change_storages(tx, delta)
+    return sum(lock.files for lock in made)
+
+
+# --- grading ---------------------------------------------------------------------------------------------------
+
+
+def _grade(
+    tx: Tx, due: Sequence[Row[Any]], messages: Mapping[int, str], placed: Mapping[int, int], limits: Limits
+) -> Sequence[Row[Any]]:
+    """Count what needs counting and write every rule's state; the rows whose state changed; at most three statements."""
+    to_count = [row.id for row in due if not placed.get(row.id)]
+    counted = _count(tx, to_count, limits.good_states) if to_count else {}
+    states = []
+    for row in due:
+        grade = judge.grade(counted.get(row.id, Copies()) if row.id in to_count else _COMING, messages.get(row.id))
+        if row.place_after is not None and placed.get(row.id):
+            delay = timedelta(0)  # more files of this rule wait for their placement
+        elif grade.state is RuleState.OK:
+            delay = judge.resync_delay(row.id, limits.resync_interval_s)
+        else:
+            delay = timedelta(seconds=max(grade.look_again_s, judge.watch_s(row.files)))
+        states.append((row.id, grade.state, grade.reason, tx.now + delay))
+    return rules.set_states(tx, states)
+
+
+_COMING = Copies(files=1, is_filled=False)
+
+
+def _count(tx: Tx, rule_ids: Sequence[int], good_states: Sequence[str]) -> dict[int, Copies]:
+    by_rule: dict[int, list[Row[Any]]] = defaultdict(list)
+    for row in judging.count_copies(tx, rule_ids, good_states):
+        by_rule[row.rule_id].append(row)
+    parked = [rule_id for rule_id, found in by_rule.items() if any(row.parked for row in found)]
+    reasons = judging.parked_reasons(tx, parked) if parked else {}
+    return {
+        rule_id: Copies(
+            files=sum(row.files for row in found),
+            ok=sum(row.ok for row in found),
+            harmed=sum(row.harmed for row in found),
+            parked=sum(row.parked for row in found),
+            unverified=sum(row.unverified for row in found),
+            is_filled=all(row.is_filled for row in found),
+            parked_reason=reasons.get(rule_id),
+        )
+        for rule_id, found in by_rule.items()
+    }
+
+
+def _record_states(tx: Tx, changed: Sequence[Row[Any]]) -> None:
+    by_state: dict[str, list[Any]] = defaultdict(list)
+    for row in changed:
+        by_state[row.state].append((row.id, {"state": row.was}, {"state": row.state, "reason": row.reason}))
+    for state, rows_ in by_state.items():
+        events.record_many(tx, "rule", state, rows_, cause="judge")
+
+
+# --- ending ----------------------------------------------------------------------------------------------------
+
+
+def end(tx: Tx, ending: Sequence[Row[Any]]) -> None:
+    """Release the locks of rules that are let go, and close those that hold nothing any more; at most seven statements."""
+    if not ending:
+        return
+    ids = [row.id for row in ending]
+    release(tx, rule_ids=ids)
+    still = rules.with_locks(tx, ids)
+    gone = [id_ for id_ in ids if id_ not in still]
+    rules.set_states(
+        tx,
+        [(row.id, RuleState.LETTING_GO, row.reason, tx.now + timedelta(seconds=END_LOOK_AGAIN_S)) for row in ending if row.id in still]
+        + [(row.id, RuleState.GONE, row.reason, None) for row in ending if row.id not in still],
+    )
+    events.record_many(tx, "rule", "gone", [(id_, {"state": "letting_go"}, {"state": "gone"}) for id_ in gone], cause="judge")
+
+
+def release(
+    tx: Tx, *, keys: Sequence[tuple[int, int, int]] | None = None, rule_ids: Sequence[int] | None = None
+) -> None:
+    """Release locks, give back what they reserved, and stop charging for them; three statements."""
+    delta, charges = usage.StorageDelta(), usage.Charges()
+    for row in letting_go.release(tx, keys, rule_ids):
+        delta.add(row.storage_id, reserved_bytes=-row.promised_bytes)
+        charges.add(row.account_id, row.storage_id, -row.bytes, -row.files)
+    usage.change_accounts(tx, charges)
+    usage.change_storages(tx, delta)

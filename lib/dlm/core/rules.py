@@ -1,0 +1,412 @@
+"""Use cases around rules: declare, look at, change and end them. What a rule needs is the judge's to find out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm import did as codec
+from dlm.core import dids, expression, names
+from dlm.core.accounts import get_account
+from dlm.core.authorize import authorize
+from dlm.core.storages import get_storage
+from dlm.db import changes, events, judging, rules, storages
+from dlm.db.engine import Tx
+from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound, QuotaExceeded
+from dlm.types import Grouping, Page, RuleState, Storage
+
+MAX_COPIES = 1000
+MAX_COMMENT = 1000
+MAX_LIFETIME_S = 1000 * 366 * 86_400
+MAX_KEY = 200
+CHANGEABLE = ("expires_at", "lifetime_s", "priority", "comment", "suspended", "locked", "activity")
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A wish, as its user words it. `copies` None is `*`: as many as match."""
+
+    did: str
+    copies: int | None
+    storages: str
+    grouping: str = "dataset"
+    spread: str | None = None
+    weight: str | None = None
+    sources: str | None = None
+    lifetime_s: float | None = None
+    expires_at: datetime | None = None
+    priority: int = 3
+    activity: str = "default"
+    account: str | None = None
+    comment: str | None = None
+    locked: bool = False
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredRule:
+    id: str  # the public UUID
+    did: str
+    is_new: bool  # False: the same idempotency key made it before
+
+
+# --- declaring -------------------------------------------------------------------------------------------------
+
+
+def declare(tx: Tx, wishes: Sequence[Declaration]) -> list[DeclaredRule]:
+    """Write the rules as intent; the judge does the rest. All or none; statements do not grow with their number.
+
+    Refused here: what is malformed, unknown, matches nothing, asks for more copies than match, repeats a live rule,
+    or exceeds a quota by the known size (InvalidInput, NotFound, CannotPlace, Conflict, QuotaExceeded).
+    """
+    names.check_batch(len(wishes), "rules")
+    for index, wish in enumerate(wishes):
+        _check(wish, _field(wishes, index))
+    prepared = _prepare(tx, wishes)
+    made = rules.add(tx, prepared)
+    answers = [
+        DeclaredRule(row.uuid, wish.did, True) if row is not None else _repeated(tx, wish, new, _field(wishes, index))
+        for index, (wish, new, row) in enumerate(zip(wishes, prepared, made, strict=True))
+    ]
+    facts = [(row.id, None, _facts(wish)) for wish, row in zip(wishes, made, strict=True) if row is not None]
+    events.record_many(tx, "rule", "declared", facts)
+    changes.wake(tx, "judge")
+    return answers
+
+
+def _field(wishes: Sequence[Declaration], index: int) -> str:
+    return f"rules[{index}]." if len(wishes) > 1 else ""
+
+
+def _check(wish: Declaration, at: str) -> None:
+    """Refuse what no catalogue is needed to refuse."""
+    if wish.copies is not None and not 1 <= wish.copies <= MAX_COPIES:
+        raise InvalidInput(f"copies is {wish.copies}", field=f"{at}copies", hint=f"1 to {MAX_COPIES}, or '*' for all that match")
+    if wish.grouping not in tuple(Grouping):
+        raise InvalidInput(f"{wish.grouping!r} is no grouping", field=f"{at}grouping", hint="all, dataset or none")
+    if not 1 <= wish.priority <= 5:
+        raise InvalidInput(f"priority is {wish.priority}", field=f"{at}priority", hint="1 (low) to 5 (urgent)")
+    if wish.lifetime_s is not None and wish.expires_at is not None:
+        raise InvalidInput("both a lifetime and an end are given", field=f"{at}expires_at", hint="give one of them")
+    if wish.lifetime_s is not None and not 0 <= wish.lifetime_s <= MAX_LIFETIME_S:
+        raise InvalidInput(f"lifetime_s is {wish.lifetime_s}", field=f"{at}lifetime_s", hint="seconds from now, up to 1000 years")
+    if wish.expires_at is not None and wish.expires_at.tzinfo is None:
+        raise InvalidInput("expires_at has no time zone", field=f"{at}expires_at", hint="e.g. 2027-01-01T00:00:00Z")
+    if wish.idempotency_key is not None and not 1 <= len(wish.idempotency_key) <= MAX_KEY:
+        raise InvalidInput(f"the key has {len(wish.idempotency_key)} characters", field="Idempotency-Key", hint=f"1 to {MAX_KEY}")
+    for key in ("spread", "weight"):
+        if (value := getattr(wish, key)) is not None:
+            names.check_text(value, f"{at}{key}", required=True)
+    names.check_text(wish.comment, f"{at}comment")
+    names.check_text(wish.activity, f"{at}activity", required=True)
+
+
+def _prepare(tx: Tx, wishes: Sequence[Declaration]) -> list[rules.NewRule]:
+    """Resolve every name of the wishes, in bulk."""
+    refs = [codec.parse(wish.did, f"{_field(wishes, index)}did") for index, wish in enumerate(wishes)]
+    found = dids.resolve(tx, refs, "did" if len(wishes) == 1 else "rules")
+    accounts = {name: get_account(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
+    for name in accounts:
+        authorize(tx.actor, "rule.add", owner=name)
+    snapshot = expression.Snapshot(storages.snapshot(tx))
+    matches: dict[str, Sequence[int]] = {}
+    quota = judging.quota_left(tx, [row.id for row in accounts.values()])
+    canon = []
+    for index, (wish, row) in enumerate(zip(wishes, found, strict=True)):
+        at = _field(wishes, index)
+        parsed = expression.parse(wish.storages, f"{at}storages")
+        ids = expression.evaluate(parsed, snapshot)
+        check_matches(wish, parsed, ids, snapshot, at)
+        _check_quota(wish, row, ids, {k[1]: v for k, v in quota.items() if k[0] == accounts[_account(tx, wish)].id}, at)
+        source = None
+        if wish.sources is not None:
+            parsed_source = expression.parse(wish.sources, f"{at}sources")
+            source = expression.canonical(parsed_source)
+            matches[source] = sorted(expression.evaluate(parsed_source, snapshot))
+        canon.append((expression.canonical(parsed), source))
+        matches[canon[-1][0]] = sorted(ids)
+    expression_ids = rules.ensure_expressions(tx, matches)
+    return [
+        _row(tx, wish, row.id, accounts[_account(tx, wish)].id, expression_ids[main], source and expression_ids[source], index)
+        for index, (wish, row, (main, source)) in enumerate(zip(wishes, found, canon, strict=True))
+    ]
+
+
+def _account(tx: Tx, wish: Declaration) -> str:
+    return wish.account or tx.actor.account
+
+
+def _row(tx: Tx, wish: Declaration, did_id: int, account_id: int, main_id: int, source_id: int | None, index: int) -> rules.NewRule:
+    expires_at = wish.expires_at
+    if wish.lifetime_s is not None:
+        expires_at = tx.now + timedelta(seconds=wish.lifetime_s)
+    return rules.NewRule(
+        did_id=did_id,
+        account_id=account_id,
+        copies=wish.copies,
+        expression_id=main_id,
+        source_expression_id=source_id,
+        grouping=wish.grouping,
+        spread=wish.spread,
+        weight=wish.weight,
+        priority=wish.priority,
+        activity=wish.activity,
+        comment=wish.comment,
+        is_locked=wish.locked,
+        expires_at=expires_at,
+        idempotency_key=f"{wish.idempotency_key}#{index}" if wish.idempotency_key else None,
+    )
+
+
+def check_matches(
+    wish: Declaration, parsed: expression.Expression, ids: frozenset[int], snapshot: expression.Snapshot, at: str = ""
+) -> None:
+    """Refuse an expression that matches nothing, or fewer storages than copies are asked."""
+    matching = [storage for storage in snapshot.storages if storage.id in ids]
+    if not matching:
+        hints = expression.check(parsed, snapshot)
+        why = "; ".join(hint.text for hint in hints) or "no storage has all that is asked"
+        way = " ".join(hint.suggestion for hint in hints if hint.suggestion) or "see: dlm-admin storage list"
+        raise CannotPlace(f"no storage matches: {why}", field=f"{at}storages", hint=way)
+    domains = matching if wish.spread is None else {_domain(storage, wish.spread) for storage in matching} - {None}
+    if wish.copies is not None and wish.copies > len(domains):
+        known = " ".join(storage.name for storage in matching[:10])
+        what = "storages match" if wish.spread is None else f"different values of {wish.spread} among those that match"
+        raise CannotPlace(
+            f"{wish.copies} copies asked, {len(domains)} {what} ({known})",
+            field=f"{at}copies",
+            hint="ask for fewer copies, or widen the expression",
+        )
+
+
+def _domain(storage: Storage, key: str) -> str | None:
+    return getattr(storage, key) if key in ("site", "country", "type", "phase", "name") else storage.attributes.get(key)
+
+
+def _check_quota(wish: Declaration, did: Row[Any], ids: frozenset[int], left: Mapping[int, int], at: str) -> None:
+    roomy = [id_ for id_ in ids if left.get(id_) is None or left[id_] >= did.size_bytes > -1 and left[id_] > 0]
+    wanted = len(ids) if wish.copies is None else wish.copies
+    if len(roomy) < wanted:
+        raise QuotaExceeded(
+            f"{did.size_bytes:,} bytes for each of {wanted} copies: the account's limit leaves room on {len(roomy)} of {len(ids)} storages",
+            field=f"{at}account",
+            hint="see: dlm-admin account usage",
+        )
+
+
+def _repeated(tx: Tx, wish: Declaration, new: rules.NewRule, at: str) -> DeclaredRule:
+    """The rule made before under the same idempotency key; Conflict naming the rule that stands otherwise."""
+    standing = rules.find_standing(tx, new)
+    if standing is None:
+        raise Conflict("the same rule stands twice in this call", field=f"{at}did")
+    same = (standing.did_id, standing.expression_id, standing.copies) == (new.did_id, new.expression_id, new.copies)
+    if new.idempotency_key and standing.idempotency_key == new.idempotency_key:
+        if same:
+            return DeclaredRule(standing.uuid, wish.did, False)
+        raise Conflict("this key was used for another rule", field="Idempotency-Key", rule=standing.uuid)
+    raise Conflict(
+        f"rule {standing.uuid} asks for this already",
+        field=f"{at}did",
+        hint=f"look at it: dlm-admin rule show {standing.uuid}",
+        rule=standing.uuid,
+    )
+
+
+def _facts(wish: Declaration) -> dict[str, Any]:
+    return {
+        "did": wish.did,
+        "copies": wish.copies or "*",
+        "storages": wish.storages,
+        "grouping": wish.grouping,
+        "spread": wish.spread,
+        "sources": wish.sources,
+        "priority": wish.priority,
+    }
+
+
+# --- looking ---------------------------------------------------------------------------------------------------
+
+
+def require(tx: Tx, uuid: str, *, hold: bool = False) -> Row[Any]:
+    """The rule's row; NotFound when there is none of this id."""
+    names.check_uuid(uuid, "rule")
+    row = rules.get(tx, uuid, hold=hold)
+    if row is None:
+        raise NotFound(f"there is no rule {uuid}", field="rule", hint="see: dlm-admin rule list")
+    return row
+
+
+def get(tx: Tx, uuid: str) -> dict[str, Any]:
+    """One rule with its progress, JSON-ready; two statements."""
+    row = require(tx, uuid)
+    seen = rules.progress(tx, row.id)
+    return shown(row) | {
+        "progress": {
+            "locks": seen.locks,
+            "locks_to_fill": seen.locks_to_fill,
+            "files": seen.files,
+            "bytes": seen.bytes,
+            "files_ok": seen.files_ok,
+            "files_stuck": seen.files_stuck,
+        }
+    }
+
+
+def shown(row: Row[Any]) -> dict[str, Any]:
+    """A rule's row as people and machines see it."""
+    return {
+        "id": row.uuid,
+        "did": f"{row.scope}:{row.name}",
+        "kind": row.kind,
+        "files": row.files,
+        "size_bytes": row.size_bytes,
+        "account": row.account,
+        "copies": row.copies or "*",
+        "storages": row.storages,
+        "sources": row.sources,
+        "grouping": row.grouping,
+        "spread": row.spread,
+        "weight": row.weight,
+        "state": row.state,
+        "reason": row.reason,
+        "priority": row.priority,
+        "activity": row.activity,
+        "comment": row.comment,
+        "locked": row.is_locked,
+        "suspended": row.is_suspended,
+        "created_at": row.created_at,
+        "state_since": row.state_since,
+        "expires_at": row.expires_at,
+        "next_judge_at": row.next_judge_at,
+    }
+
+
+def list_rules(
+    tx: Tx, *, did: str | None = None, account: str | None = None, state: str | None = None, storage: str | None = None, page: Page = Page()
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Rules, newest first, and the cursor of the next page; those that are gone only when asked for by state."""
+    if state is not None and state not in tuple(RuleState):
+        raise InvalidInput(f"{state!r} is no state of a rule", field="state", hint=", ".join(RuleState))
+    did_id = dids.get(tx, *codec.parse(did)).id if did else None
+    storage_id = get_storage(tx, storage).id if storage else None
+    before = names.cursor_id(page.after)
+    found = rules.list_page(
+        tx, did_id=did_id, account=account, state=state, storage_id=storage_id, before_id=before, limit=page.limit + 1
+    )
+    more = str(found[page.limit - 1].id) if len(found) > page.limit else None
+    return [shown(row) for row in found[: page.limit]], more
+
+
+def locks(tx: Tx, uuid: str, page: Page = Page()) -> tuple[list[dict[str, Any]], str | None]:
+    """What the rule holds where, and the cursor of the next page."""
+    row = require(tx, uuid)
+    found = rules.locks_page(tx, row.id, _lock_cursor(page.after), page.limit + 1)
+    more = f"{found[page.limit - 1].did_id}-{found[page.limit - 1].storage_id}" if len(found) > page.limit else None
+    items = [
+        {
+            "did": f"{lock.scope}:{lock.name}",
+            "kind": lock.kind,
+            "storage": lock.storage,
+            "files": lock.files,
+            "size_bytes": lock.size_bytes,
+            "files_ok": lock.files_ok,
+            "files_stuck": lock.files_stuck,
+            "filled": lock.fill_after is None,
+            "created_at": lock.created_at,
+        }
+        for lock in found[: page.limit]
+    ]
+    return items, more
+
+
+def _lock_cursor(after: str | None) -> tuple[int, int]:
+    if after is None:
+        return 0, 0
+    did_id, _, storage_id = after.partition("-")
+    if not (did_id.isdecimal() and storage_id.isdecimal() and len(after) < 40):
+        raise InvalidInput("this is no cursor of locks", field="after", hint="give back `next` of the page before, as it is")
+    return int(did_id), int(storage_id)
+
+
+def history(tx: Tx, uuid: str, page: Page = Page()) -> tuple[list[dict[str, Any]], str | None]:
+    """What happened to the rule, newest first."""
+    row = require(tx, uuid)
+    found = events.list_for(tx, "rule", row.id, page.limit + 1, names.cursor_id(page.after))
+    more = str(found[page.limit - 1].id) if len(found) > page.limit else None
+    items = [
+        {"at": e.at, "action": e.action, "actor": e.actor, "cause": e.cause, "before": e.before, "after": e.after}
+        for e in found[: page.limit]
+    ]
+    return items, more
+
+
+# --- changing and ending ---------------------------------------------------------------------------------------
+
+
+def update(tx: Tx, uuid: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Change lifetime, priority, comment, activity, the lock against cancelling, or suspend and resume; three or four statements."""
+    for key in wanted:
+        if key not in CHANGEABLE:
+            raise InvalidInput(f"{key} cannot be changed", field=key, hint=f"what can: {', '.join(CHANGEABLE)}")
+    row = require(tx, uuid, hold=True)
+    authorize(tx.actor, "rule.update", owner=row.account)
+    if row.state in (RuleState.LETTING_GO, RuleState.GONE):
+        raise Conflict(f"rule {uuid} has ended", field="rule", hint="declare it again")
+    values = _new_values(tx, wanted)
+    if not values:
+        return get(tx, uuid)
+    if values.get("is_suspended") is False and row.is_suspended:
+        values["state"] = RuleState.DECLARED.value
+    rules.change(tx, row.id, values)
+    if "priority" in values:
+        rules.raise_requests(tx, row.id)
+    before = {name: getattr(row, name) for name in values if hasattr(row, name)}
+    events.record(tx, "rule", row.id, "changed", before=_plain(before), after=_plain(values))
+    changes.wake(tx, "judge")
+    return get(tx, uuid)
+
+
+def _new_values(tx: Tx, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns to set; every value checked."""
+    probe = Declaration(
+        did="", copies=1, storages="", priority=wanted.get("priority", 3), comment=wanted.get("comment"),
+        lifetime_s=wanted.get("lifetime_s"), expires_at=wanted.get("expires_at"), activity=wanted.get("activity", "default"),
+    )  # fmt: skip
+    _check(probe, "")
+    values: dict[str, Any] = {name: wanted[name] for name in ("priority", "comment", "expires_at", "activity") if name in wanted}
+    if "lifetime_s" in wanted:
+        lifetime = wanted["lifetime_s"]
+        values["expires_at"] = None if lifetime is None else tx.now + timedelta(seconds=lifetime)
+    if "suspended" in wanted:
+        values["is_suspended"] = bool(wanted["suspended"])
+    if "locked" in wanted:
+        values["is_locked"] = bool(wanted["locked"])
+    return values
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
+
+
+def cancel(tx: Tx, uuid: str) -> None:
+    """Begin the end of the rule; what it alone held waits in the undo window, then goes. Conflict when it is locked."""
+    row = require(tx, uuid, hold=True)
+    authorize(tx.actor, "rule.cancel", owner=row.account)
+    if row.is_locked:
+        raise Conflict(f"rule {uuid} is locked", field="rule", hint=f"unlock it first: dlm-admin rule set {uuid} --unlock")
+    ended = rules.let_go(tx, [row.id], f"cancelled by {tx.actor.account}")
+    events.record_many(tx, "rule", "cancelled", [(e.id, {"state": e.was}, {"state": "letting_go"}) for e in ended])
+    changes.wake(tx, "judge")
+
+
+def end_due(tx: Tx, limit: int) -> tuple[int, bool]:
+    """Begin the end of rules whose time is over, and of DIDs; (how many, whether more wait)."""
+    due = rules.expired(tx, limit)
+    ended = rules.let_go(tx, due, "its lifetime is over") if due else []
+    events.record_many(tx, "rule", "expired", [(e.id, {"state": e.was}, {"state": "letting_go"}) for e in ended], cause="lifetime")
+    over = dids.expire_due(tx, limit)
+    return len(ended) + over, len(due) == limit or over == limit

@@ -1,0 +1,352 @@
+"""What the judge reads to decide, and the locks it writes. Planners never see SQL; they see what these functions return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm.db.engine import Tx
+
+_RULE = """
+    r.id, r.did_id, d.kind, d.files, d.size_bytes, r.account_id, r.copies, e.id AS expression_id, e.canonical, e.storage_ids,
+    r.grouping, r.spread, r.weight, r.state, r.reason, r.is_suspended, r.priority,
+    CASE WHEN r.grouping = 'none' AND r.state = 'impossible' THEN coalesce(r.place_after, 0) ELSE r.place_after END AS place_after"""
+
+
+def claim_rules(tx: Tx, limit: int) -> Sequence[Row[Any]]:
+    """Rules whose look is due, held for this transaction, longest due first; one statement."""
+    return tx.rows(
+        f"""SELECT {_RULE} FROM rule r JOIN did d ON d.id = r.did_id JOIN expression e ON e.id = r.expression_id
+             WHERE r.next_judge_at <= %(now)s
+             ORDER BY r.next_judge_at, r.id LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED""",
+        limit=limit,
+    )
+
+
+def claim_rules_on_files(tx: Tx, file_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    """Live rules of grouping none on collections above these files, held in id order; one statement."""
+    return tx.rows(
+        f"""WITH RECURSIVE above AS (
+                SELECT a.parent_id AS did_id FROM attachment a WHERE a.child_id = ANY (%(files)s::bigint[])
+                UNION SELECT a.parent_id FROM above JOIN attachment a ON a.child_id = above.did_id)
+            SELECT {_RULE} FROM rule r JOIN did d ON d.id = r.did_id JOIN expression e ON e.id = r.expression_id
+             WHERE r.did_id IN (SELECT did_id FROM above) AND r.grouping = 'none' AND NOT r.is_suspended
+               AND r.state NOT IN ('letting_go', 'gone', 'waiting_approval')
+             ORDER BY r.id FOR UPDATE OF r""",
+        files=list(file_ids),
+    )
+
+
+def next_due_s(tx: Tx) -> float | None:
+    """Seconds until the next rule or expiry is due; None when nothing is; one statement."""
+    return tx.scalar(
+        """SELECT extract(epoch FROM least(
+                  (SELECT min(next_judge_at) FROM rule WHERE next_judge_at IS NOT NULL),
+                  (SELECT min(expires_at) FROM rule WHERE expires_at IS NOT NULL AND state NOT IN ('letting_go', 'gone') AND NOT is_locked),
+                  (SELECT min(expires_at) FROM did WHERE expires_at IS NOT NULL AND deleted_at IS NULL)) - %(now)s)::float8"""
+    )
+
+
+def sizes(tx: Tx, did_ids: Sequence[int]) -> dict[int, Row[Any]]:
+    """(id, kind, files, size_bytes, deleted_at) of these DIDs, by id; one statement."""
+    rows = tx.rows("SELECT id, kind, files, size_bytes, deleted_at FROM did WHERE id = ANY (%(ids)s::bigint[])", ids=list(did_ids))
+    return {row.id: row for row in rows}
+
+
+def locks_of(tx: Tx, rule_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    """The locks of these rules that are not released and hold a dataset, or a file of a rule on that file; one statement."""
+    return tx.rows(
+        """SELECT l.rule_id, l.did_id, l.storage_id, l.files, l.size_bytes, l.fill_after
+             FROM lock l JOIN rule r ON r.id = l.rule_id
+            WHERE l.rule_id = ANY (%(ids)s::bigint[]) AND NOT l.is_released AND r.grouping <> 'none'
+            ORDER BY l.rule_id, l.did_id, l.storage_id""",
+        ids=list(rule_ids),
+    )
+
+
+def coverage(tx: Tx, unit_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    """How much of each file or dataset stands (or is coming) where: (did_id, storage_id, files, bytes, ready_files); one statement."""
+    return tx.rows(
+        """SELECT u.did_id, n.storage_id, n.files, n.bytes, n.ready_files
+             FROM unnest(%(ids)s::bigint[]) AS u (did_id)
+            CROSS JOIN LATERAL (
+                  SELECT r.storage_id, count(*) AS files, sum(r.size_bytes)::bigint AS bytes,
+                         count(*) FILTER (WHERE r.state <> 'copying') AS ready_files
+                    FROM (SELECT child_id AS file_id FROM attachment WHERE parent_id = u.did_id
+                          UNION ALL SELECT id FROM did WHERE id = u.did_id AND kind = 'file') f
+                    JOIN replica r ON r.did_id = f.file_id AND r.state IN ('available', 'unverified', 'copying')
+                   GROUP BY r.storage_id) n""",
+        ids=list(unit_ids),
+    )
+
+
+def quota_left(tx: Tx, account_ids: Sequence[int]) -> dict[tuple[int, int], int]:
+    """Bytes that limited accounts may still be charged, by (account, storage); no entry means no limit; one statement."""
+    rows = tx.rows(
+        """SELECT account_id, storage_id, limit_bytes - charged_bytes AS left_bytes FROM account_usage
+            WHERE account_id = ANY (%(ids)s::int[]) AND limit_bytes IS NOT NULL""",
+        ids=list(account_ids),
+    )
+    return {(row.account_id, row.storage_id): row.left_bytes for row in rows}
+
+
+def add_locks(tx: Tx, locks: Sequence[tuple[int, int, int, int, int, int]]) -> Sequence[Row[Any]]:
+    """Insert (rule, did, storage, files, bytes, promised bytes) in key order and return those that were new; one statement.
+
+    A lock of the same key that is just being let go is taken back, with its cursor at the start again.
+    """
+    return tx.rows(
+        """INSERT INTO lock AS l (rule_id, did_id, storage_id, files, size_bytes, promised_bytes, created_at, fill_after)
+           SELECT rule_id, did_id, storage_id, files, bytes, promised, %(now)s, 0
+             FROM unnest(%(rules)s::bigint[], %(dids)s::bigint[], %(storages)s::int[], %(files)s::int[], %(bytes)s::bigint[],
+                         %(promised)s::bigint[]) AS n (rule_id, did_id, storage_id, files, bytes, promised)
+            ORDER BY did_id, storage_id, rule_id
+           ON CONFLICT (did_id, storage_id, rule_id) DO UPDATE
+              SET is_released = false, fill_after = 0, files = excluded.files, size_bytes = excluded.size_bytes,
+                  promised_bytes = excluded.promised_bytes, files_ok = 0, files_stuck = 0, created_at = excluded.created_at
+            WHERE l.is_released
+           RETURNING rule_id, did_id, storage_id, files, size_bytes, promised_bytes""",
+        rules=[lock[0] for lock in locks],
+        dids=[lock[1] for lock in locks],
+        storages=[lock[2] for lock in locks],
+        files=[lock[3] for lock in locks],
+        bytes=[lock[4] for lock in locks],
+        promised=[lock[5] for lock in locks],
+    )
+
+
+def resize_locks(tx: Tx, dataset_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    """Bring the locks on these datasets to the datasets' present size; what changed per rule and storage; one statement.
+
+    Set, not added: running it twice, or beside a placement that saw the new size already, changes nothing more.
+    Runs when a change is folded and again when a lock is filled. Otherwise: (1) a placement reads a dataset of 100 files,
+    (2) ten are attached and folded, which finds no lock, (3) the placement commits its lock, of 100 files for ever.
+    """
+    return tx.rows(
+        """WITH held AS (SELECT l.did_id, l.storage_id, l.rule_id, l.files, l.size_bytes
+                           FROM lock l JOIN did d ON d.id = l.did_id
+                          WHERE l.did_id = ANY (%(ids)s::bigint[]) AND NOT l.is_released
+                            AND (l.files, l.size_bytes) IS DISTINCT FROM (d.files, d.size_bytes)
+                          ORDER BY l.did_id, l.storage_id, l.rule_id FOR UPDATE OF l),
+                done AS (UPDATE lock l SET files = d.files, size_bytes = d.size_bytes
+                           FROM held h JOIN did d ON d.id = h.did_id
+                          WHERE l.did_id = h.did_id AND l.storage_id = h.storage_id AND l.rule_id = h.rule_id
+                         RETURNING l.rule_id, l.storage_id, d.files - h.files AS files, d.size_bytes - h.size_bytes AS bytes)
+           SELECT done.rule_id, r.account_id, done.storage_id, sum(done.files)::bigint AS files, sum(done.bytes)::bigint AS bytes
+             FROM done JOIN rule r ON r.id = done.rule_id GROUP BY 1, 2, 3 ORDER BY 1, 3""",
+        ids=sorted(set(dataset_ids)),
+    )
+
+
+def hint(tx: Tx, pairs: Sequence[tuple[int, int]], *, ok: int = 0, stuck: int = 0) -> Sequence[int]:
+    """Move the display counters of the locks over these (file, storage) pairs; ids of their rules; one statement."""
+    rows = tx.rows(
+        """WITH f AS (SELECT * FROM unnest(%(files)s::bigint[], %(storages)s::int[]) AS f (file_id, storage_id)),
+                hit AS (SELECT n.did_id, n.storage_id, n.rule_id, sum(n.files)::int AS files FROM (
+                            SELECT l.did_id, l.storage_id, l.rule_id, count(*) AS files
+                              FROM f JOIN attachment a ON a.child_id = f.file_id
+                              JOIN lock l ON l.did_id = a.parent_id AND l.storage_id = f.storage_id
+                             WHERE NOT l.is_released GROUP BY 1, 2, 3
+                            UNION ALL
+                            SELECT l.did_id, l.storage_id, l.rule_id, 1
+                              FROM f JOIN lock l ON l.did_id = f.file_id AND l.storage_id = f.storage_id
+                             WHERE NOT l.is_released) n GROUP BY 1, 2, 3),
+                held AS (SELECT l.did_id, l.storage_id, l.rule_id FROM lock l JOIN hit USING (did_id, storage_id, rule_id)
+                          ORDER BY 1, 2, 3 FOR UPDATE OF l)
+           UPDATE lock l SET files_ok = least(l.files, greatest(0, l.files_ok + %(ok)s * hit.files)),
+                             files_stuck = least(l.files, greatest(0, l.files_stuck + %(stuck)s * hit.files))
+             FROM hit JOIN held USING (did_id, storage_id, rule_id)
+            WHERE l.did_id = hit.did_id AND l.storage_id = hit.storage_id AND l.rule_id = hit.rule_id
+           RETURNING l.rule_id""",
+        files=[pair[0] for pair in pairs],
+        storages=[pair[1] for pair in pairs],
+        ok=ok,
+        stuck=stuck,
+    )
+    return sorted({row.rule_id for row in rows})
+
+
+def wake_complete(tx: Tx, rule_ids: Sequence[int]) -> None:
+    """Have those of the rules judged whose locks are filled and, by the hints, all there; one statement."""
+    tx.run(
+        """WITH full_ AS (SELECT l.rule_id FROM lock l WHERE l.rule_id = ANY (%(ids)s::bigint[]) AND NOT l.is_released
+                           GROUP BY l.rule_id HAVING bool_and(l.fill_after IS NULL) AND sum(l.files_ok) >= sum(l.files)),
+                held AS (SELECT r.id FROM rule r JOIN full_ ON full_.rule_id = r.id
+                          WHERE r.state IN ('declared', 'replicating', 'stuck', 'impossible') ORDER BY r.id FOR UPDATE OF r)
+           UPDATE rule r SET next_judge_at = %(now)s FROM held WHERE r.id = held.id""",
+        ids=list(rule_ids),
+    )
+
+
+def count_copies(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) -> Sequence[Row[Any]]:
+    """The truth about these rules' locks, per rule and storage, by joining every file with its replica; one statement.
+
+    files wanted, ok (in `states`), harmed (bad or lost), parked requests, unverified, and whether all locks are filled.
+    """
+    return tx.rows(
+        """SELECT l.rule_id, l.storage_id, count(*) AS files,
+                  count(*) FILTER (WHERE r.state = ANY (%(states)s::replica_state[])) AS ok,
+                  count(*) FILTER (WHERE r.state IN ('bad', 'lost')) AS harmed,
+                  count(*) FILTER (WHERE q.state = 'parked') AS parked,
+                  count(*) FILTER (WHERE r.state = 'unverified') AS unverified,
+                  bool_and(l.fill_after IS NULL) AS is_filled
+             FROM lock l
+            CROSS JOIN LATERAL (SELECT child_id AS file_id FROM attachment WHERE parent_id = l.did_id
+                                UNION ALL SELECT id FROM did WHERE id = l.did_id AND kind = 'file') f
+             LEFT JOIN replica r ON r.did_id = f.file_id AND r.storage_id = l.storage_id
+             LEFT JOIN request q ON q.did_id = f.file_id AND q.storage_id = l.storage_id AND r.state = 'copying'
+            WHERE l.rule_id = ANY (%(ids)s::bigint[]) AND NOT l.is_released
+            GROUP BY 1, 2 ORDER BY 1, 2""",
+        ids=list(rule_ids),
+        states=list(states),
+    )
+
+
+def parked_reasons(tx: Tx, rule_ids: Sequence[int]) -> dict[int, str]:
+    """One stored reason of a parked request under each of these rules; one statement."""
+    rows = tx.rows(
+        """SELECT DISTINCT ON (l.rule_id) l.rule_id, s.name AS storage, q.error
+             FROM lock l
+            CROSS JOIN LATERAL (SELECT child_id AS file_id FROM attachment WHERE parent_id = l.did_id
+                                UNION ALL SELECT id FROM did WHERE id = l.did_id AND kind = 'file') f
+             JOIN request q ON q.did_id = f.file_id AND q.storage_id = l.storage_id AND q.state = 'parked'
+             JOIN storage s ON s.id = q.storage_id
+            WHERE l.rule_id = ANY (%(ids)s::bigint[]) AND NOT l.is_released
+            ORDER BY l.rule_id, q.id""",
+        ids=list(rule_ids),
+    )
+    return {row.rule_id: f"{row.storage}: {row.error}" for row in rows}
+
+
+def files_to_place(tx: Tx, rule_did_ids: Sequence[int], after: int, limit: int) -> Sequence[int]:
+    """Ids of the next files below these datasets (or the file itself) beyond `after`, in order; one statement."""
+    rows = tx.rows(
+        """SELECT DISTINCT f.file_id FROM unnest(%(ids)s::bigint[]) AS u (did_id)
+            CROSS JOIN LATERAL (SELECT child_id AS file_id FROM attachment WHERE parent_id = u.did_id AND child_id > %(after)s
+                                UNION ALL SELECT id FROM did WHERE id = u.did_id AND kind = 'file' AND id > %(after)s) f
+            ORDER BY 1 LIMIT %(limit)s""",
+        ids=list(rule_did_ids),
+        after=after,
+        limit=limit,
+    )
+    return [row.file_id for row in rows]
+
+
+def file_classes(tx: Tx, rule_id: int, file_ids: Sequence[int], storage_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    """The files grouped by where they stand and where the rule holds them: (holders, held, least_id, files, bytes); one statement."""
+    return tx.rows(
+        f"""{_SIGNATURE}
+            SELECT holders, held, min(did_id) AS least_id, count(*) AS files, sum(size_bytes)::bigint AS bytes
+              FROM signed GROUP BY 1, 2 ORDER BY 1, 2""",
+        rule=rule_id,
+        files=list(file_ids),
+        storages=list(storage_ids),
+    )
+
+
+_SIGNATURE = """
+    WITH signed AS (
+        SELECT d.id AS did_id, d.size_bytes,
+               ARRAY(SELECT r.storage_id FROM replica r WHERE r.did_id = d.id AND r.storage_id = ANY (%(storages)s::int[])
+                        AND r.state IN ('available', 'unverified', 'copying') ORDER BY 1) AS holders,
+               ARRAY(SELECT l.storage_id FROM lock l WHERE l.did_id = d.id AND l.rule_id = %(rule)s AND NOT l.is_released ORDER BY 1) AS held
+          FROM did d WHERE d.id = ANY (%(files)s::bigint[]))"""
+
+
+def add_file_locks(
+    tx: Tx, rule_id: int, file_ids: Sequence[int], storage_ids: Sequence[int], shares: Sequence[tuple[list[int], list[int], list[int], int]]
+) -> Sequence[Row[Any]]:
+    """Lock files of grouping none: each share (holders, held, storages, files) takes that many files of its class.
+
+    Files of a class are taken in the order of a hash of their id, so that the same view gives the same plan; shares of one
+    class follow each other in the order given. New locks per storage: (storage_id, files, bytes, promised); one statement.
+    """
+    rows = []
+    offsets: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    for holders, held, chosen, files in shares:
+        key = (tuple(holders), tuple(held))
+        start = offsets.get(key, 0)
+        offsets[key] = start + files
+        rows.append((_array(holders), _array(held), _array(chosen), start, start + files))
+    return tx.rows(
+        f"""{_SIGNATURE},
+            ranked AS (SELECT *, row_number() OVER (PARTITION BY holders, held ORDER BY hashint8(did_id), did_id) - 1 AS rank FROM signed),
+            share AS (SELECT holders::int[] AS holders, held::int[] AS held, chosen::int[] AS chosen, start, stop
+                        FROM unnest(%(holders)s::text[], %(helds)s::text[], %(chosen)s::text[], %(starts)s::bigint[], %(stops)s::bigint[])
+                             AS s (holders, held, chosen, start, stop)),
+            made AS (INSERT INTO lock AS l (rule_id, did_id, storage_id, files, size_bytes, promised_bytes, created_at, fill_after)
+                     SELECT %(rule)s, f.did_id, c.storage_id, 1, f.size_bytes,
+                            CASE WHEN c.storage_id = ANY (f.holders) THEN 0 ELSE f.size_bytes END, %(now)s, 0
+                       FROM ranked f JOIN share s ON s.holders = f.holders AND s.held = f.held AND f.rank >= s.start AND f.rank < s.stop
+                      CROSS JOIN unnest(s.chosen) AS c (storage_id)
+                      ORDER BY f.did_id, c.storage_id
+                     ON CONFLICT (did_id, storage_id, rule_id) DO UPDATE
+                        SET is_released = false, fill_after = 0, files_ok = 0, promised_bytes = excluded.promised_bytes,
+                            size_bytes = excluded.size_bytes
+                      WHERE l.is_released
+                     RETURNING storage_id, size_bytes, promised_bytes)
+            SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes, sum(promised_bytes)::bigint AS promised
+              FROM made GROUP BY 1 ORDER BY 1""",
+        rule=rule_id,
+        files=list(file_ids),
+        storages=list(storage_ids),
+        holders=[row[0] for row in rows],
+        helds=[row[1] for row in rows],
+        chosen=[row[2] for row in rows],
+        starts=[row[3] for row in rows],
+        stops=[row[4] for row in rows],
+    )
+
+
+def files_below(tx: Tx, did_id: int, file_ids: Sequence[int]) -> Sequence[int]:
+    """Those of the files that are below the DID, in order; one statement."""
+    rows = tx.rows(
+        """WITH RECURSIVE above (file_id, did_id) AS (
+               SELECT id, id FROM unnest(%(files)s::bigint[]) AS f (id)
+               UNION SELECT above.file_id, a.parent_id FROM above JOIN attachment a ON a.child_id = above.did_id)
+           SELECT file_id FROM above WHERE did_id = %(did_id)s ORDER BY 1""",
+        files=list(file_ids),
+        did_id=did_id,
+    )
+    return [row.file_id for row in rows]
+
+
+def with_harm(tx: Tx, file_ids: Sequence[int]) -> Sequence[int]:
+    """Those of the files that are bad or lost somewhere, in order; one statement."""
+    rows = tx.rows(
+        """SELECT DISTINCT did_id FROM replica WHERE did_id = ANY (%(files)s::bigint[]) AND state IN ('bad', 'lost') ORDER BY 1""",
+        files=list(file_ids),
+    )
+    return [row.did_id for row in rows]
+
+
+def strayed_locks(tx: Tx, *, file_ids: Sequence[int] = (), rule_ids: Sequence[int] = ()) -> list[tuple[int, int, int]]:
+    """Locks of the files, or of the rules, whose DID is no longer below their rule's: (did, storage, rule); one statement."""
+    rows = tx.rows(
+        """WITH RECURSIVE mine AS (
+               SELECT l.did_id, l.storage_id, l.rule_id, r.did_id AS root_id FROM lock l JOIN rule r ON r.id = l.rule_id
+                WHERE NOT l.is_released AND l.did_id <> r.did_id
+                  AND (l.did_id = ANY (%(files)s::bigint[]) OR l.rule_id = ANY (%(rules)s::bigint[]))),
+             above AS (SELECT did_id, did_id AS ancestor_id FROM mine
+                       UNION SELECT above.did_id, a.parent_id FROM above JOIN attachment a ON a.child_id = above.ancestor_id)
+           SELECT did_id, storage_id, rule_id FROM mine
+            WHERE NOT EXISTS (SELECT FROM above WHERE above.did_id = mine.did_id AND above.ancestor_id = mine.root_id)
+            ORDER BY 1, 2, 3""",
+        files=list(file_ids),
+        rules=list(rule_ids),
+    )
+    return [(row.did_id, row.storage_id, row.rule_id) for row in rows]
+
+
+def locks_on(tx: Tx, dataset_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    """(did_id, storage_id, rule_id) of the locks on these collections that are not released; one statement."""
+    return tx.rows(
+        "SELECT did_id, storage_id, rule_id FROM lock WHERE did_id = ANY (%(ids)s::bigint[]) AND NOT is_released ORDER BY 1, 2, 3",
+        ids=list(dataset_ids),
+    )
+
+
+def _array(values: Sequence[int]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"

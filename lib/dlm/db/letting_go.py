@@ -1,0 +1,149 @@
+"""The other direction: locks released, replicas that nothing protects any more get a tombstone, unneeded requests end.
+
+A replica is protected by a lock on the file, or on any dataset that contains it, at that storage. The release commits
+first; protection is looked up under a later snapshot. Otherwise two let-gos beside each other each see the other's lock,
+and a replica is left that nobody holds and nobody reaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm.db import changes
+from dlm.db.engine import Tx
+from dlm.db.usage import StorageDelta
+
+# true when some lock wants replica `r` to stay
+PROTECTED = """(
+    EXISTS (SELECT FROM lock l WHERE l.did_id = r.did_id AND l.storage_id = r.storage_id AND NOT l.is_released)
+    OR EXISTS (SELECT FROM attachment a JOIN lock l ON l.did_id = a.parent_id AND l.storage_id = r.storage_id AND NOT l.is_released
+                WHERE a.child_id = r.did_id))"""
+
+# Sources of (did_id, storage_id) whose hold ended.
+CHUNK = """
+    SELECT a.child_id AS did_id, s.storage_id FROM attachment a CROSS JOIN unnest(%(storages)s::int[]) AS s (storage_id)
+     WHERE a.parent_id = %(did_id)s AND a.child_id > %(after)s AND a.child_id <= %(upto)s"""
+LOCKS = """
+    SELECT DISTINCT f.did_id, l.storage_id
+      FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS l (did_id, storage_id)
+     CROSS JOIN LATERAL (SELECT child_id AS did_id FROM attachment WHERE parent_id = l.did_id
+                         UNION ALL SELECT id FROM did WHERE id = l.did_id AND kind = 'file') f"""
+PAIRS = "SELECT did_id, storage_id FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id)"
+
+_TOMBSTONE = f"""
+    WITH ended AS MATERIALIZED ({{ended}}),
+         free AS (SELECT r.did_id, r.storage_id, s.undo_window_s
+                    FROM ended JOIN replica r USING (did_id, storage_id) JOIN storage s ON s.id = r.storage_id
+                   WHERE r.state IN ('available', 'unverified', 'bad', 'lost') AND NOT {PROTECTED}
+                   ORDER BY r.did_id, r.storage_id FOR UPDATE OF r)
+    UPDATE replica r SET tombstone_at = %(now)s + make_interval(secs => coalesce(free.undo_window_s, %(undo_window_s)s))
+      FROM free WHERE r.did_id = free.did_id AND r.storage_id = free.storage_id"""
+
+# The request rows are locked by a statement of their own: a conveyor may be claiming one, and only a later
+# statement's snapshot tells whether it did.
+_HOLD_REQUESTS = f"""
+    WITH ended AS MATERIALIZED ({{ended}})
+    SELECT q.id FROM ended JOIN request q USING (did_id, storage_id) JOIN replica r USING (did_id, storage_id)
+     WHERE NOT {PROTECTED} ORDER BY q.did_id, q.storage_id FOR UPDATE OF q"""
+_CANCEL = """
+    WITH held AS (SELECT unnest(%(ids)s::bigint[]) AS id),
+         dropped AS (DELETE FROM request q USING held
+                      WHERE q.id = held.id AND q.state <> 'active' AND NOT q.is_repair
+                     RETURNING q.did_id, q.storage_id, q.size_bytes),
+         removed AS (DELETE FROM replica r USING dropped d WHERE r.did_id = d.did_id AND r.storage_id = d.storage_id),
+         flagged AS (UPDATE request q SET is_cancelled = true, next_attempt_at = %(now)s,
+                            state = CASE WHEN q.state = 'parked' THEN 'queued' ELSE q.state END
+                       FROM held WHERE q.id = held.id AND (q.state = 'active' OR q.is_repair))
+    SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes FROM dropped GROUP BY storage_id"""
+
+
+def let_go(tx: Tx, ended: str, delta: StorageDelta, *, undo_window_s: float, **values: Any) -> int:
+    """Tombstone the replicas of `ended` that nothing protects and end their requests; how many; two to five statements."""
+    tombstoned = tx.run(_TOMBSTONE.format(ended=ended), undo_window_s=undo_window_s, **values).rowcount
+    ids = [row.id for row in tx.rows(_HOLD_REQUESTS.format(ended=ended), **values)]
+    if not ids:
+        return _woken(tx, tombstoned)
+    for row in tx.rows(_CANCEL, ids=ids):
+        delta.add(row.storage_id, reserved_bytes=-row.bytes)
+    changes.wake(tx, "conveyor")
+    return _woken(tx, tombstoned + len(ids))
+
+
+def _woken(tx: Tx, count: int) -> int:
+    if count:
+        changes.wake(tx, "reaper")
+    return count
+
+
+def release(tx: Tx, keys: Sequence[tuple[int, int, int]] | None = None, rule_ids: Sequence[int] | None = None) -> Sequence[Row[Any]]:
+    """Mark locks as released, by (did, storage, rule) or all of some rules; their charges and promises; one statement.
+
+    Released locks protect nothing; `fill_after` starts again as the cursor of letting go.
+    """
+    return tx.rows(
+        """WITH held AS (SELECT l.did_id, l.storage_id, l.rule_id, l.size_bytes, l.files, l.promised_bytes
+                           FROM lock l
+                          WHERE NOT l.is_released
+                            AND (l.rule_id = ANY (%(rules)s::bigint[])
+                                 OR (l.did_id, l.storage_id, l.rule_id) IN (
+                                     SELECT * FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(owners)s::bigint[])))
+                          ORDER BY l.did_id, l.storage_id, l.rule_id FOR UPDATE OF l),
+                done AS (UPDATE lock l SET is_released = true, fill_after = 0, promised_bytes = 0
+                           FROM held h WHERE l.did_id = h.did_id AND l.storage_id = h.storage_id AND l.rule_id = h.rule_id
+                         RETURNING l.rule_id, l.storage_id, h.size_bytes, h.files, h.promised_bytes)
+           SELECT r.account_id, done.storage_id, sum(done.size_bytes)::bigint AS bytes, sum(done.files)::bigint AS files,
+                  sum(done.promised_bytes)::bigint AS promised_bytes
+             FROM done JOIN rule r ON r.id = done.rule_id GROUP BY 1, 2 ORDER BY 1, 2""",
+        rules=list(rule_ids or ()),
+        dids=[key[0] for key in keys or ()],
+        storages=[key[1] for key in keys or ()],
+        owners=[key[2] for key in keys or ()],
+    )
+
+
+def claim_small(tx: Tx, largest: int, limit: int) -> Sequence[Row[Any]]:
+    """Released locks of at most `largest` files, to be let go; one statement."""
+    return tx.rows(
+        """SELECT did_id, storage_id, rule_id, files FROM lock
+            WHERE is_released AND fill_after IS NOT NULL AND files <= %(largest)s
+            ORDER BY rule_id, did_id, storage_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED""",
+        largest=largest,
+        limit=limit,
+    )
+
+
+def advance(tx: Tx, locks: Sequence[Row[Any]], fill_after: int) -> None:
+    """Write how far released locks have been let go; one statement."""
+    tx.run(
+        """UPDATE lock l SET fill_after = %(fill_after)s
+             FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(rules)s::bigint[]) AS n (did_id, storage_id, rule_id)
+            WHERE l.did_id = n.did_id AND l.storage_id = n.storage_id AND l.rule_id = n.rule_id""",
+        fill_after=fill_after,
+        **_keys(locks),
+    )
+
+
+def remove(tx: Tx, locks: Sequence[Row[Any]]) -> None:
+    """Delete released locks whose replicas are all let go, and have their rules judged (the end, or what is left); two statements."""
+    tx.run(
+        """DELETE FROM lock l USING unnest(%(dids)s::bigint[], %(storages)s::int[], %(rules)s::bigint[]) AS n (did_id, storage_id, rule_id)
+            WHERE l.did_id = n.did_id AND l.storage_id = n.storage_id AND l.rule_id = n.rule_id""",
+        **_keys(locks),
+    )
+    tx.run(
+        """WITH held AS (SELECT id FROM rule r WHERE id = ANY (%(rules)s::bigint[]) AND state = 'letting_go'
+                            AND NOT EXISTS (SELECT FROM lock l WHERE l.rule_id = r.id) ORDER BY id FOR UPDATE)
+           UPDATE rule r SET next_judge_at = %(now)s FROM held WHERE r.id = held.id""",
+        rules=sorted({lock.rule_id for lock in locks}),
+    )
+
+
+def _keys(locks: Sequence[Row[Any]]) -> dict[str, list[int]]:
+    return {
+        "dids": [lock.did_id for lock in locks],
+        "storages": [lock.storage_id for lock in locks],
+        "rules": [lock.rule_id for lock in locks],
+    }
