@@ -319,6 +319,16 @@ class TestLimits:
         assert classes(world.run(*copies, stop=stopped.is_set)) == [ErrorClass.INTERRUPTED] * 5
         assert world.arrived() == {}
 
+    def test_a_stop_between_two_names_keeps_the_first_and_interrupts_the_rest(
+        self, world: World, at_point: Callable[..., None]
+    ) -> None:
+        copies = [world.give(f"f{number}", b"x") for number in range(5)]
+        stopped = threading.Event()
+        at_point("posix.rename:after", stopped.set)
+        outcomes = list(LocalTool(threads=1).copy_many(copies, time.monotonic() + 60, stopped.is_set))
+        assert classes(outcomes) == [None] + [ErrorClass.INTERRUPTED] * 4
+        assert world.arrived() == {"to/f0": b"x"}
+
     def test_a_storage_that_hangs_holds_nobody_beyond_the_deadline(
         self, world: World, at_point: Callable[..., None]
     ) -> None:
