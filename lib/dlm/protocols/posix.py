@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from dlm import effects, staging
 from dlm.digest import Digest
 from dlm.errors import StorageError
-from dlm.protocols import Chunks, Entry, Space, Stat, StorageProtocol, Written
+from dlm.protocols.interface import Chunks, Entry, Space, Stat, StorageProtocol, Written
 from dlm.rooted import MARKER, SIBLING, TEMPORARIES, Root, open_to_list, shown, split, sync_directory, translating
 from dlm.types import Checksums, ErrorClass
 

@@ -1,58 +1,13 @@
-"""Transfertools: what moves bytes between two storages, and the table from a pair of schemes to the tool.
-
-A tool never raises for one item and never forgets one: each Copy comes out as exactly one Outcome.
-"""
+"""Transfertools: the interface to what moves bytes, and the table from a pair of schemes to the tool."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from dlm.errors import Unsupported
-from dlm.types import Checksums, ProtocolRef
+from dlm.transfertools.interface import Copy, Outcome, Transfertool
 
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """One file to copy. The catalogue's size and checksums are what must arrive, as far as they are known."""
-
-    request_id: int
-    attempt: str  # stands in the temporary's name, so letters, digits and ._:- only
-    source: ProtocolRef
-    source_path: str
-    destination: ProtocolRef
-    destination_path: str
-    size_bytes: int | None = None
-    checksums: Checksums = Checksums()
-    replace: bool = False  # take the place of other content at the destination
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a Copy ended. If ok, size and checksums are those of the bytes stored at the destination, read back."""
-
-    request_id: int
-    ok: bool
-    size_bytes: int | None = None
-    checksums: Checksums = Checksums()
-    was_adopted: bool = False  # the right content stood at the destination already; nothing was moved
-    bytes_moved: int = 0
-    duration_s: float = 0.0
-    error_class: str | None = None  # types.ErrorClass
-    error: str | None = None
-    side: str | None = None  # whose failure it was: 'source', 'destination', None if neither
-
-
-class Transfertool(ABC):
-    @abstractmethod
-    def copy_many(self, copies: Sequence[Copy], deadline: float, stop: Callable[[], bool]) -> Iterator[Outcome]:
-        """One Outcome per Copy, as they finish.
-
-        Nothing is started, and no file gets its final name, later than a margin before `deadline`
-        (time.monotonic) or after `stop()` became true: such items come out as INTERRUPTED. `stop` is called
-        from the tool's threads. Who closes the iterator early stops the rest.
-        """
+__all__ = ["Copy", "Outcome", "Transfertool", "select"]
 
 
 def select(source_scheme: str, destination_scheme: str, *, threads: int = 2) -> Transfertool:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from dlm.errors import StorageError
 from dlm.rooted import Root
-from dlm.transfertools import Copy, Outcome, Transfertool
+from dlm.transfertools.interface import Copy, Outcome, Transfertool
 from dlm.transfertools.local_group import Group, Limits, failed
 from dlm.types import ErrorClass
 

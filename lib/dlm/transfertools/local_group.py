@@ -23,7 +23,7 @@ from dlm import effects, staging
 from dlm.digest import Digest
 from dlm.errors import StorageError
 from dlm.rooted import Root, from_os_error, shown, sync_directory, translating
-from dlm.transfertools import Copy, Outcome
+from dlm.transfertools.interface import Copy, Outcome
 from dlm.types import Checksums, ErrorClass
 
 BUFFER_BYTES = 1 << 18  # stays in the cache of a core between reading, digesting and writing
