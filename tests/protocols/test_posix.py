@@ -133,6 +133,17 @@ class TestAvailability:
         (tmp_path / "f").write_bytes(b"abc")
         assert get(unmarked, "f") == b"abc"
 
+    def test_a_sealed_root_is_told_from_another_directory_in_its_place(self, tmp_path: Path) -> None:
+        for name in ("original", "impostor"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "f").write_bytes(name.encode())
+        sealed = posix(tmp_path / "original", posix(tmp_path / "original").seal())
+        assert get(sealed, "f") == b"original"
+        (tmp_path / "original").rename(tmp_path / "away")
+        (tmp_path / "impostor").rename(tmp_path / "original")
+        assert refusal(lambda: sealed.read("f")) == ErrorClass.UNAVAILABLE
+        assert list(tmp_path.glob("*/.dlm*")) == []
+
     def test_claiming_a_missing_root_needs_a_word(self, root: Path) -> None:
         assert refusal(lambda: posix(root).claim(STORAGE_ID)) == ErrorClass.UNAVAILABLE
         posix(root).claim(STORAGE_ID, create_root=True)
