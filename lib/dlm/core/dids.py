@@ -16,7 +16,7 @@ from sqlalchemy.engine import Row
 from dlm import did as codec
 from dlm.core import metadata as free
 from dlm.core.accounts import get_scope, get_scopes
-from dlm.core.names import check_batch
+from dlm.core.names import check_batch, cursor_id
 from dlm.db import changes, dids, events
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
@@ -67,17 +67,26 @@ def get(tx: Tx, scope: str, name: str, field: str = "did") -> Row[Any]:
     return row
 
 
+def get_live(tx: Tx, scope: str, name: str, field: str = "did") -> Row[Any]:
+    """The DID; Conflict when it has ended."""
+    row = get(tx, scope, name, field)
+    if row.deleted_at is not None:
+        raise Conflict(f"{_shown((scope, name))} has ended", field=field)
+    return row
+
+
 def resolve(tx: Tx, refs: Sequence[Ref], field: str = "dids", *, live: bool = True) -> list[Row[Any]]:
     """(id, kind, size_bytes, files, …) of each DID, in order; NotFound for the first that is not there.
 
-    With `live`, Conflict for the first that has ended.
+    With `live`, Conflict for the first that has ended. A `field` with `{}` in it takes the index itself.
     """
     rows = list(dids.resolve(tx, [scope for scope, _ in refs], [name for _, name in refs]))
+    place = field if "{}" in field else field + "[{}]"
     for index, row in enumerate(rows):
         if row.id is None:
-            raise _not_found(refs[index], f"{field}[{index}]")
+            raise _not_found(refs[index], place.format(index))
         if live and row.is_ended:
-            raise Conflict(f"{_shown(refs[index])} has ended", field=f"{field}[{index}]")
+            raise Conflict(f"{_shown(refs[index])} has ended", field=place.format(index))
     return rows
 
 
@@ -99,22 +108,14 @@ def list_dids(tx: Tx, which: Filter, page: Page = Page()) -> tuple[Sequence[Row[
 
 def contents(tx: Tx, scope: str, name: str, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
     """(what the collection holds directly, cursor of the next page)."""
-    rows = dids.contents(tx, get(tx, scope, name).id, _after_id(page), page.limit)
+    rows = dids.contents(tx, get(tx, scope, name).id, cursor_id(page.after) or 0, page.limit)
     return rows, str(rows[-1].id) if len(rows) == page.limit else None
 
 
 def parents(tx: Tx, scope: str, name: str, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
     """(the collections that hold the DID directly, cursor of the next page)."""
-    rows = dids.parents(tx, get(tx, scope, name).id, _after_id(page), page.limit)
+    rows = dids.parents(tx, get(tx, scope, name).id, cursor_id(page.after) or 0, page.limit)
     return rows, str(rows[-1].id) if len(rows) == page.limit else None
-
-
-def _after_id(page: Page) -> int:
-    if page.after is None:
-        return 0
-    if not (page.after.isascii() and page.after.isdigit() and len(page.after) < 19):
-        raise InvalidInput("this is no cursor of this list", field="after")
-    return int(page.after)
 
 
 def _like(pattern: str) -> str:

@@ -15,7 +15,7 @@ from dlm.core import dids as did_cases
 from dlm.core.accounts import get_scopes
 from dlm.core.dids import Ref
 from dlm.core.files import ALGORITHMS, Files
-from dlm.core.names import check_batch, check_text
+from dlm.core.names import check_batch, check_text, cursor_id
 from dlm.core.storages import get_storage
 from dlm.db import arrays, breakers, changes, dids, events, replicas, storages, usage
 from dlm.db.engine import Tx
@@ -192,7 +192,7 @@ def list_by_dids(tx: Tx, refs: Sequence[Ref], page: Page = Page()) -> tuple[Sequ
     files = [row.id for row in rows if row.kind == DidKind.FILE]
     collections = [row.id for row in rows if row.kind != DidKind.FILE]
     datasets = [row.dataset_id for row in dids.datasets_below(tx, collections)] if collections else []
-    found = replicas.page_of_files(tx, files, datasets, _after(page, 2), page.limit)
+    found = replicas.page_of_files(tx, files, datasets, _after_pair(page), page.limit)
     return found, f"{found[-1].did_id}-{found[-1].storage_id}" if len(found) == page.limit else None
 
 
@@ -200,16 +200,16 @@ def list_by_storage(
     tx: Tx, storage: str, state: ReplicaState | None = None, page: Page = Page()
 ) -> tuple[Sequence[Row[Any]], str | None]:
     """(replicas at the storage, cursor of the next page)."""
-    found = replicas.page_of_storage(tx, get_storage(tx, storage).id, state, _after(page, 1)[0], page.limit)
+    found = replicas.page_of_storage(tx, get_storage(tx, storage).id, state, cursor_id(page.after) or 0, page.limit)
     return found, str(found[-1].did_id) if len(found) == page.limit else None
 
 
-def _after(page: Page, parts: int) -> tuple[int, int]:
-    """The key after which a page starts; the second number is 0 where the cursor has one part."""
-    texts = (page.after or "-".join("0" * parts)).split("-")
-    if len(texts) != parts or not all(text.isascii() and text.isdigit() and len(text) < 19 for text in texts):
-        raise InvalidInput("this is no cursor of this list", field="after")
-    return int(texts[0]), int(texts[1]) if parts == 2 else 0
+def _after_pair(page: Page) -> tuple[int, int]:
+    """The (did_id, storage_id) after which a page starts."""
+    did_id, dash, storage_id = (page.after or "0-0").partition("-")
+    if not dash:
+        raise InvalidInput("this is no cursor", field="after", hint="give back `next` of the page before, as it is")
+    return cursor_id(did_id) or 0, cursor_id(storage_id) or 0
 
 
 def best_replicas(tx: Tx, scope: str, name: str) -> list[Source]:

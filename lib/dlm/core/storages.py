@@ -18,7 +18,7 @@ from dlm.core.expression import RESERVED_KEYS
 from dlm.core.names import check_name, check_text
 from dlm.db import changes, events, sites, storages
 from dlm.db.engine import Tx
-from dlm.errors import Conflict, InvalidInput, NotFound
+from dlm.errors import Conflict, InvalidInput, NotFound, StorageError
 from dlm.protocols import open_protocol, schemes
 from dlm.types import ChangeKind, Page, Phase, ProtocolRef, Reap
 
@@ -72,7 +72,7 @@ def add_storage(tx: Tx, new: NewStorage, take_root: bool = True) -> Row[Any]:
     """The new storage; its root is taken as the transaction's last act.
 
     Taking the root writes dlm's marker into it (made if it is not there); where writing is off nothing is written,
-    and the root is known by its seal instead. InvalidInput or StorageError when the root cannot be taken.
+    and the root is known by its seal instead. InvalidInput when the root cannot be taken.
     """
     check_name(new.name)
     _check_values(new.values())
@@ -192,10 +192,14 @@ def _switch_reason(before: Mapping[str, Any], after: Mapping[str, Any], reason: 
 def _take_root(tx: Tx, storage_id: int, uuid: str, may_write: bool) -> None:
     """Make the root recognisable, by a marker in it or (where nothing may be written) by its seal."""
     protocol = open_protocol(storages.protocols(tx, [storage_id])[storage_id])
-    if not may_write:
-        storages.set_marker(tx, storage_id, protocol.seal())
-        return
-    protocol.claim(uuid, create_root=True)
+    try:
+        if may_write:
+            protocol.claim(uuid, create_root=True)
+        else:
+            storages.set_marker(tx, storage_id, protocol.seal())
+    except StorageError as error:
+        hint = error.hint or "the root must be there, and writable unless writing is switched off"
+        raise InvalidInput(error.detail, field="prefix", hint=hint) from error
 
 
 def _put_marker(tx: Tx, row: Row[Any]) -> None:

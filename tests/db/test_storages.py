@@ -1,0 +1,247 @@
+"""Sites and storages: added, switched, described, retired; and what happens to their roots."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from catalogue import Beside, changes, fill, last_event, new_storage, register, wait_until_blocked
+
+from dlm.core import sites, storages
+from dlm.db import storages as rows
+from dlm.db.engine import Database
+from dlm.errors import Conflict, InvalidInput, NotFound, StorageError
+from dlm.protocols import open_protocol
+from dlm.types import Page
+
+
+@pytest.fixture
+def database(database: Database, tmp_path: Path) -> Database:
+    fill(database, tmp_path)
+    with database.begin("settle") as tx:
+        changes(tx)
+    return database
+
+
+def tree(root: Path) -> list[tuple[str, int]]:
+    """Every name below the root with its time of change, and the root's own."""
+    return sorted((str(path), path.lstat().st_ctime_ns) for path in [root, *root.rglob("*")])
+
+
+# --------------------------------------------------------------------------------------------------- sites
+
+
+def test_a_site_is_added_updated_and_deleted_when_it_is_empty(database: Database) -> None:
+    with database.begin("test") as tx:
+        sites.add_site(tx, "bern", {"country": "CH", "latitude": 46.9, "longitude": 7.4})
+        assert sites.update_site(tx, "bern", {"city": "Bern"}).country == "CH"
+        assert changes(tx) == []
+        sites.update_site(tx, "bern", {"country": "AU"})
+        assert [kind for kind, *_ in changes(tx)] == ["storages"]
+        sites.delete_site(tx, "bern")
+        with pytest.raises(NotFound):
+            sites.get_site(tx, "bern")
+        with pytest.raises(Conflict, match="exists already"):
+            sites.add_site(tx, "bern")
+        with pytest.raises(Conflict, match="storages stand"):
+            sites.delete_site(tx, "perth")
+        assert [row.name for row in sites.list_sites(tx)[0]] == ["perth"]
+
+
+@pytest.mark.parametrize("facts", [{"latitude": 91}, {"longitude": float("nan")}, {"color": "red"}, {"country": "x" * 501}])
+def test_facts_that_no_site_has_are_refused(database: Database, facts: dict[str, Any]) -> None:
+    with database.begin("test") as tx, pytest.raises(InvalidInput):
+        sites.add_site(tx, "bern", facts)
+
+
+# --------------------------------------------------------------------------------------------------- adding
+
+
+def test_a_storage_starts_with_usage_marker_event_and_a_word_to_the_judge(database: Database, tmp_path: Path) -> None:
+    with database.begin("test") as tx:
+        row = storages.add_storage(tx, new_storage("new", tmp_path / "a" / "new", attributes={"tier": "1"}))
+        assert (row.site, row.attributes, row.is_available) == ("perth", {"tier": "1"}, True)
+        assert [(kind, storage) for kind, _, storage, _ in changes(tx)] == [("storages", row.id)]
+        assert tx.scalar("SELECT used_bytes FROM storage_usage WHERE storage_id = %(id)s", id=row.id) == 0
+        protocol = open_protocol(rows.protocols(tx, [row.id])[row.id])
+        assert protocol.identify() == str(row.uuid)
+        assert last_event(tx).action == "added"
+
+
+def test_nothing_changes_under_a_root_that_is_added_without_writing(database: Database, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "deep").mkdir(parents=True)
+    (mine / "deep" / "file").write_text("mine")
+    before = tree(mine)
+    with database.begin("test") as tx:
+        facts = {"can_write": False, "can_delete": False, "reason": "in place"}
+        row = storages.add_storage(tx, new_storage("mine", mine, **facts))
+        ref = rows.protocols(tx, [row.id])[row.id]
+        assert ref.storage_uuid.startswith("root:")
+        stat = open_protocol(ref).stat("deep/file")
+    assert stat is not None and stat.size_bytes == 4
+    assert tree(mine) == before
+
+
+def test_another_directory_in_the_place_of_an_unmarked_root_is_not_taken_for_it(database: Database, tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for path in (mine, other):
+        path.mkdir()
+        (path / "file").write_text("x")
+    with database.begin("test") as tx:
+        row = storages.add_storage(tx, new_storage("mine", mine, can_write=False, reason="in place"))
+        protocol = open_protocol(rows.protocols(tx, [row.id])[row.id])
+    mine.rename(tmp_path / "away")
+    other.rename(mine)
+    with pytest.raises(StorageError) as caught:
+        protocol.stat("file")
+    assert caught.value.error_class == "unavailable"
+
+
+def test_switching_writing_on_puts_the_marker_into_the_root(database: Database, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file").write_text("x")
+    with database.begin("test") as tx:
+        row = storages.add_storage(tx, new_storage("mine", mine, can_write=False, reason="in place"))
+        storages.update_storage(tx, "mine", {"can_write": True})
+        ref = rows.protocols(tx, [row.id])[row.id]
+        assert ref.storage_uuid == str(row.uuid) == open_protocol(ref).identify()
+
+
+def test_a_root_of_another_storage_is_refused_and_nothing_is_written(database: Database, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="belongs to storage perth-disk") as caught, database.begin("test") as tx:
+        storages.add_storage(tx, new_storage("twin", tmp_path / "perth-disk"))
+    assert caught.value.field == "prefix"
+    with database.begin("test") as tx, pytest.raises(NotFound):
+        storages.get_storage(tx, "twin")
+
+
+def test_a_root_that_is_no_directory_is_refused(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InvalidInput), database.begin("test") as tx:
+        storages.add_storage(tx, new_storage("new", tmp_path / "file"))
+    with pytest.raises(InvalidInput, match="not there"), database.begin("test") as tx:
+        storages.add_storage(tx, new_storage("new", tmp_path / "nowhere", can_write=False, reason="in place"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; run as an ordinary user it is checked")
+def test_an_unwritable_root_is_refused(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(InvalidInput, match="cannot write marker"), database.begin("test") as tx:
+        storages.add_storage(tx, new_storage("new", tmp_path / "closed"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "field"),
+    [
+        ({"name": "a b"}, "name"),
+        ({"phase": "ice"}, "phase"),
+        ({"reap": "never"}, "reap"),
+        ({"capacity_bytes": -1}, "capacity_bytes"),
+        ({"capacity_bytes": 2**63}, "capacity_bytes"),
+        ({"undo_window_s": -1}, "undo_window_s"),
+        ({"can_delete": False}, "reason"),
+        ({"attributes": {"a b": "1"}}, "attributes"),
+        ({"attributes": {"country": "AU"}}, "attributes.country"),
+        ({"attributes": {"rse_type": "DISK"}}, "attributes.rse_type"),
+        ({"attributes": {"tier": 1}}, "attributes.tier"),
+        ({"attributes": {"tier": "a\nb"}}, "attributes.tier"),
+        ({"site": "nowhere"}, "site"),
+        ({"protocols": []}, "protocols"),
+        ({"protocols": [storages.NewProtocol("gopher", "/x")]}, "protocols[0].scheme"),
+        ({"protocols": [storages.NewProtocol("posix", "x")]}, "protocols[0].prefix"),
+        ({"protocols": [storages.NewProtocol("posix", "/x/../y")]}, "protocols[0].prefix"),
+        ({"protocols": [storages.NewProtocol("posix", "/x\x00")]}, "protocols[0].prefix"),
+        ({"protocols": [storages.NewProtocol("posix", "/x"), storages.NewProtocol("posix", "/y")]}, "protocols[1].scheme"),
+    ],
+)
+def test_a_storage_that_is_not_valid_is_refused_with_its_field(
+    database: Database, tmp_path: Path, facts: dict[str, Any], field: str
+) -> None:
+    valid = {"name": "new", "site": "perth", "protocols": [storages.NewProtocol("posix", str(tmp_path / "new"))]}
+    with database.begin("test") as tx, pytest.raises((InvalidInput, NotFound)) as caught:
+        storages.add_storage(tx, storages.NewStorage(**{**valid, **facts}))
+    assert caught.value.field == field
+    assert not (tmp_path / "new").exists()
+
+
+# --------------------------------------------------------------------------------------------------- changing
+
+
+def test_switching_off_needs_a_reason_that_stays_until_all_are_on(database: Database) -> None:
+    with database.begin("test") as tx:
+        with pytest.raises(InvalidInput) as caught:
+            storages.update_storage(tx, "perth-disk", {"can_write": False})
+        assert caught.value.field == "reason"
+        storages.update_storage(tx, "perth-disk", {"can_write": False}, "disk replacement")
+        row = storages.update_storage(tx, "perth-disk", {"capacity_bytes": 10**12})
+        assert (row.switch_reason, row.can_write, row.capacity_bytes) == ("disk replacement", False, 10**12)
+        row = storages.update_storage(tx, "perth-disk", {"can_write": True})
+        assert row.switch_reason is None
+        event = last_event(tx)
+        assert event.before == {"can_write": False, "switch_reason": "disk replacement"}
+        assert event.after == {"can_write": True, "switch_reason": None}
+
+
+def test_a_change_wakes_the_judge_and_no_change_does_not(database: Database) -> None:
+    with database.begin("test") as tx:
+        row = storages.set_attributes(tx, "perth-disk", {"tier": "1", "quick": "true"})
+        assert [(kind, storage) for kind, _, storage, _ in changes(tx)] == [("storages", row.id)]
+        storages.set_attributes(tx, "perth-disk", {"tier": "1"})
+        storages.update_storage(tx, "perth-disk", {"type": "disk"})
+        assert changes(tx) == []
+        assert storages.set_attributes(tx, "perth-disk", {"tier": None}).attributes == {"quick": "true"}
+        with pytest.raises(InvalidInput):
+            storages.update_storage(tx, "perth-disk", {"uuid": "x"})
+
+
+def test_storages_are_listed_in_pages(database: Database) -> None:
+    with database.begin("test") as tx:
+        found, cursor = storages.list_storages(tx, Page(limit=1))
+        assert ([row.name for row in found], cursor) == (["perth-disk"], "perth-disk")
+        assert [row.name for row in storages.list_storages(tx, Page(after=cursor))[0]] == ["perth-vault"]
+
+
+# --------------------------------------------------------------------------------------------------- retiring
+
+
+def test_a_storage_is_retired_when_it_holds_nothing(database: Database, tmp_path: Path) -> None:
+    with database.begin("test") as tx:
+        register(tx, 1)
+        with pytest.raises(Conflict, match="still holds"):
+            storages.retire_storage(tx, "perth-disk")
+        storages.retire_storage(tx, "perth-vault")
+        with pytest.raises(NotFound):
+            storages.get_storage(tx, "perth-vault")
+        assert [storage.name for storage in rows.snapshot(tx)] == ["perth-disk"]
+        with pytest.raises(Conflict):
+            storages.add_storage(tx, new_storage("perth-vault", tmp_path / "again"))
+
+
+def test_a_registration_beside_a_retirement_sees_it(database: Database) -> None:
+    def arrive() -> None:
+        with database.begin("arrive") as tx:
+            register(tx, 3)
+
+    with database.begin("retire") as tx:
+        storages.retire_storage(tx, "perth-disk")
+        arriving = Beside(arrive)
+        wait_until_blocked(database)
+    assert arriving.finish() == [Conflict]
+    with database.begin("test") as tx:
+        assert tx.scalar("SELECT count(*) FROM replica") == 0
+
+
+def test_a_retirement_beside_a_registration_sees_it(database: Database) -> None:
+    def retire() -> None:
+        with database.begin("retire") as tx:
+            storages.retire_storage(tx, "perth-disk")
+
+    with database.begin("arrive") as tx:
+        register(tx, 3)
+        retiring = Beside(retire)
+        wait_until_blocked(database)
+    assert retiring.finish() == [Conflict]
