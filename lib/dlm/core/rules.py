@@ -108,7 +108,7 @@ def _check(wish: Declaration, at: str) -> None:
 def _prepare(tx: Tx, wishes: Sequence[Declaration]) -> list[rules.NewRule]:
     """Resolve every name of the wishes, in bulk."""
     refs = [codec.parse(wish.did, f"{_field(wishes, index)}did") for index, wish in enumerate(wishes)]
-    found = dids.resolve(tx, refs, "did" if len(wishes) == 1 else "rules")
+    found = [dids.get_live(tx, *refs[0])] if len(refs) == 1 else dids.resolve(tx, refs, "rules[{}].did")
     accounts = {name: get_account(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
     for name in accounts:
         authorize(tx.actor, "rule.add", owner=name)

@@ -1,0 +1,301 @@
+"""The judge on a real database and real storages: what rules come to, and what happens when things change under them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dlm.clock import ManualClock
+from dlm.core import rules
+from dlm.db.engine import Database
+from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound
+from world import DAY, SCOPE, World
+
+
+@pytest.fixture
+def world(database: Database, clock: ManualClock, tmp_path: Path) -> World:
+    """Four storages at two sites; 20 files on `origin`, which no expression of these tests matches."""
+    world = World(database, clock, tmp_path, breaker_delete_share=1)
+    for name, site in (("perth-a", "perth"), ("perth-b", "perth"), ("bern-a", "bern"), ("bern-b", "bern")):
+        world.add_storage(name, site, attributes={"tier": "1"})
+    world.add_storage("origin", "perth", type="source")
+    return world
+
+
+def test_two_copies_at_two_sites_come_to_ok(world: World) -> None:
+    world.many("origin", 20)
+    rule = world.declare("ds", 2, "type=disk", spread="site")
+    world.settle()
+    assert world.state(rule) == "ok"
+    where = world.where("f3")
+    assert sorted(name.split("-")[0] for name in where if name != "origin") == ["bern", "perth"]
+    assert set(where.values()) == {"available"}
+    world.check()
+
+
+def test_a_rule_on_one_file_copies_that_file_only(world: World) -> None:
+    world.many("origin", 3)
+    world.declare("f1", 1, "perth-a")
+    world.settle()
+    assert world.where("f1") == {"origin": "available", "perth-a": "available"}
+    assert world.where("f2") == {"origin": "available"}
+    world.check()
+
+
+def test_what_stands_there_already_is_preferred_and_not_copied(world: World) -> None:
+    world.many("bern-b", 5, verified=True)
+    rule = world.declare("ds", 1, "tier=1")
+    done = world.settle()
+    assert world.state(rule) == "ok"
+    assert "replicas" not in done.counts
+    assert list(world.where("f0")) == ["bern-b"]
+    world.check()
+
+
+def test_grouping_dataset_chooses_per_dataset_and_all_chooses_once(world: World) -> None:
+    for index in range(8):
+        world.many("origin", 2, dataset=f"d{index}", prefix=f"p{index}.")
+    world.container("box", *[f"d{index}" for index in range(8)])
+    together = world.declare("box", 1, "type=disk", grouping="all")
+    world.settle()
+    assert len({tuple(n for n in world.where(f"p{i}.0") if n != "origin") for i in range(8)}) == 1
+    apart = world.declare("box", 2, "type=disk", grouping="dataset")
+    world.settle()
+    assert (world.state(together), world.state(apart)) == ("ok", "ok")
+    world.check()
+
+
+def test_grouping_none_spreads_the_files_of_a_dataset(world: World) -> None:
+    world.many("origin", 60)
+    rule = world.declare("ds", 1, "type=disk", grouping="none")
+    world.settle()
+    assert world.state(rule) == "ok"
+    counts = [world.count(name) for name in ("perth-a", "perth-b", "bern-a", "bern-b")]
+    assert sum(counts) == 60 and min(counts) > 0
+    world.check()
+
+
+@pytest.mark.parametrize("grouping", ["all", "dataset", "none"])
+def test_files_attached_later_follow_the_rule_and_detached_ones_leave_it(world: World, grouping: str) -> None:
+    world.many("origin", 6)
+    rule = world.declare("ds", 2, "type=disk", spread="site", grouping=grouping)
+    world.settle()
+    world.many("origin", 4, prefix="late")
+    world.run(world.judge)
+    assert world.state(rule) == "replicating"
+    world.settle()
+    assert world.state(rule) == "ok"
+    assert len(world.where("late2")) == 3
+    world.check()
+    world.detach("ds", "late2", "f0")
+    world.settle()
+    assert world.state(rule) == "ok"
+    world.check()
+    world.later(2 * DAY)
+    assert list(world.where("late2")) == ["origin"]
+    assert len(world.where("f1")) == 3
+    world.check()
+
+
+@pytest.mark.parametrize("grouping", ["all", "dataset", "none"])
+def test_a_dataset_that_joins_or_leaves_a_container_follows_the_containers_rule(world: World, grouping: str) -> None:
+    world.many("origin", 4, dataset="one", prefix="one")
+    world.many("origin", 4, dataset="two", prefix="two")
+    world.container("inner", "one")
+    world.container("outer", "inner")
+    rule = world.declare("outer", 1, "type=disk", grouping=grouping)
+    world.settle()
+    assert len(world.where("one0")) == 2 and len(world.where("two0")) == 1
+    world.attach("inner", "two")
+    world.settle()
+    assert len(world.where("two0")) == 2 and world.state(rule) == "ok"
+    world.check()
+    world.detach("inner", "one")
+    world.settle()
+    world.later(2 * DAY)
+    assert len(world.where("one0")) == 1 and len(world.where("two0")) == 2
+    assert world.state(rule) == "ok"
+    world.check()
+
+
+def test_letting_go_waits_in_the_undo_window_and_a_new_rule_takes_the_replica_back(world: World) -> None:
+    world.many("origin", 5)
+    rule = world.declare("ds", 1, "perth-a")
+    world.settle()
+    world.cancel(rule)
+    world.settle()
+    assert world.state(rule) == "gone"
+    assert world.count("perth-a") == 5, "the window is a day"
+    world.check()
+    again = world.declare("ds", 1, "perth-a")
+    world.settle()
+    assert world.state(again) == "ok"
+    world.later(3 * DAY)
+    assert world.count("perth-a") == 5
+    world.cancel(again)
+    world.later(60)
+    world.later(2 * DAY)
+    assert world.count("perth-a") == 0 and not world.path("perth-a", "f0").exists()
+    assert world.path("origin", "f0").exists()
+    world.check()
+
+
+def test_two_rules_on_one_replica_hold_it_until_both_are_gone(world: World) -> None:
+    world.many("origin", 5)
+    world.put("origin", {"extra": b"extra"}, "other")
+    world.attach("other", "f0")
+    first = world.declare("ds", 1, "perth-a")
+    second = world.declare("other", 1, "perth-a", comment="the other")
+    world.settle()
+    world.cancel(first)
+    world.settle()
+    world.later(2 * DAY)
+    assert "perth-a" in world.where("f0") and "perth-a" not in world.where("f1")
+    world.check()
+    world.cancel(second)
+    world.settle()
+    world.later(2 * DAY)
+    assert "perth-a" not in world.where("f0")
+    world.check()
+
+
+def test_a_rule_expires_by_itself_unless_it_is_locked(world: World) -> None:
+    world.many("origin", 2)
+    mortal = world.declare("ds", 1, "perth-a", lifetime_s=3600)
+    kept = world.declare("ds", 1, "bern-a", lifetime_s=3600, locked=True)
+    world.settle()
+    world.later(3601)
+    world.settle()
+    assert world.state(mortal) == "gone"
+    assert world.state(kept) == "ok"
+    with pytest.raises(Conflict, match="locked"):
+        world.cancel(kept)
+    world.check()
+
+
+def test_cancelling_before_anything_moved_leaves_no_trace_on_the_storage(world: World) -> None:
+    world.many("origin", 5)
+    rule = world.declare("ds", 1, "perth-a")
+    world.run(world.judge)
+    assert world.count("perth-a", "copying") == 5
+    world.check()
+    world.cancel(rule)
+    world.settle()
+    assert world.state(rule) == "gone" and list(world.where("f0")) == ["origin"]
+    world.check()
+
+
+def test_a_missing_placement_is_impossible_with_its_arithmetic_and_heals_by_itself(world: World) -> None:
+    world.many("origin", 5)
+    with world.begin() as tx:
+        rules.storages.snapshot(tx)
+    world.add_storage("tiny", "oslo", attributes={"small": "1"}, capacity_bytes=10)
+    rule = world.declare("ds", 1, "small=1")
+    world.settle()
+    seen = world.rule(rule)
+    assert seen["state"] == "impossible"
+    assert "1 of 1" in seen["reason"] and "full" in seen["reason"]
+    world.check()
+    world.add_storage("roomy", "oslo", attributes={"small": "1"})
+    world.settle()
+    assert world.state(rule) == "ok"
+    world.check()
+
+
+def test_space_is_promised_once_however_many_rules_fit_alone(world: World) -> None:
+    world.add_storage("cup", "oslo", type="cup", capacity_bytes=1000)
+    for index in range(6):
+        world.put("origin", {f"big{index}": b"x" * 300})
+    made = [world.declare(f"big{index}", 1, "type=cup") for index in range(6)]
+    world.settle()
+    states = sorted(world.state(rule) for rule in made)
+    assert states == ["impossible"] * 3 + ["ok"] * 3
+    world.check()
+
+
+def test_a_suspended_rule_rests_and_goes_on_when_resumed(world: World) -> None:
+    world.many("origin", 3)
+    rule = world.declare("ds", 1, "perth-a")
+    with world.begin() as tx:
+        rules.update(tx, rule, {"suspended": True})
+    world.settle()
+    assert world.state(rule) == "suspended" and world.count("perth-a") == 0
+    with world.begin() as tx:
+        rules.update(tx, rule, {"suspended": False})
+    world.settle()
+    assert world.state(rule) == "ok"
+    world.check()
+
+
+def test_the_same_rule_twice_is_refused_with_the_id_of_the_first(world: World) -> None:
+    world.many("origin", 1)
+    rule = world.declare("ds", 2, "tier=1 & type=disk")
+    with pytest.raises(Conflict, match=rule) as caught:
+        world.declare("ds", 2, "tier=1&type=disk")
+    assert caught.value.facts["rule"] == rule
+    assert world.declare("ds", 1, "tier=1&type=disk") != rule, "other copies, other rule"
+
+
+def test_an_idempotency_key_makes_a_retry_find_the_first_rule(world: World) -> None:
+    world.many("origin", 1)
+    rule = world.declare("ds", 1, "tier=1", idempotency_key="k1")
+    assert world.declare("ds", 1, "tier=1", idempotency_key="k1") == rule
+    with pytest.raises(Conflict, match="another rule"):
+        world.declare("ds", 2, "tier=1", idempotency_key="k1")
+
+
+def test_declarations_that_cannot_be_kept_are_refused_before_anything_is_written(world: World) -> None:
+    world.many("origin", 1)
+    with pytest.raises(InvalidInput) as none:
+        world.declare("ds", 0, "tier=1")
+    assert none.value.field == "copies"
+    with pytest.raises(CannotPlace, match="5 copies asked, 4 storages match") as many:
+        world.declare("ds", 5, "tier=1")
+    assert many.value.field == "copies"
+    with pytest.raises(CannotPlace, match="'contry' is no attribute") as typo:
+        world.declare("ds", 1, "tier=1&contry=AU")
+    assert "country" in (typo.value.hint or "")
+    with pytest.raises(NotFound) as missing:
+        world.declare("nope", 1, "tier=1")
+    assert missing.value.field == "did"
+    with pytest.raises(InvalidInput) as malformed:
+        world.declare("ds", 1, "tier=1&&x")
+    assert malformed.value.facts["column"] == 8
+    with world.begin() as tx:
+        assert rules.list_rules(tx) == ([], None)
+
+
+def test_many_rules_are_declared_and_judged_in_a_number_of_statements_that_does_not_grow(world: World) -> None:
+    names = world.many("origin", 300)
+
+    def cost(some: list[str]) -> int:
+        with world.begin() as tx:
+            rules.declare(tx, [rules.Declaration(f"{SCOPE}:{name}", 1, "tier=1") for name in some])
+            return tx.statements
+
+    assert cost(names[:2]) == cost(names[2:200])
+    world.settle()
+    assert world.count("perth-a") + world.count("perth-b") + world.count("bern-a") + world.count("bern-b") == 200
+    world.check()
+
+
+def test_a_large_dataset_is_filled_and_let_go_in_chunks(world: World) -> None:
+    world.many("origin", 2500)
+    world.judge.limits = type(world.judge.limits)(chunk_files=700)
+    rule = world.declare("ds", 2, "perth-a|bern-a")
+    for _ in range(3):
+        world.judge.run_once()
+    with world.begin() as tx:
+        assert 0 < tx.scalar("SELECT count(*) FROM replica WHERE state = 'copying'") < 5000
+    world.check()
+    world.many("origin", 3, prefix="during")
+    world.run(world.judge)
+    with world.begin() as tx:
+        assert tx.scalar("SELECT count(*) FROM replica WHERE state = 'copying'") == 5006
+    world.check()
+    world.cancel(rule)
+    world.run(world.judge)
+    with world.begin() as tx:
+        assert tx.scalar("SELECT count(*) FROM replica WHERE state = 'copying'") == 0
+    world.check()
