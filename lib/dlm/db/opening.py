@@ -1,0 +1,46 @@
+"""From the settings to a database: the embedded server's, or the one whose address is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from dlm.clock import Clock
+from dlm.config import Settings
+from dlm.db import migrate
+from dlm.db.embedded import EmbeddedPostgres
+from dlm.db.engine import Database, translated
+
+
+def embedded(settings: Settings) -> EmbeddedPostgres | None:
+    """The supervisor of the embedded server, which need not run; None when the settings name another PostgreSQL."""
+    if settings.database_dsn:
+        return None
+    bin_dir = Path(settings.database_bin_dir) if settings.database_bin_dir else None
+    return EmbeddedPostgres(Path(settings.database_embedded_dir), bin_dir)
+
+
+def address(settings: Settings) -> str:
+    """The DSN in force."""
+    server = embedded(settings)
+    return settings.database_dsn if server is None else server.dsn()
+
+
+def open_database(settings: Settings, clock: Clock | None = None) -> Database:
+    """A pool on the database in force. It connects when first used, and starts no server."""
+    return Database(
+        address(settings),
+        clock,
+        pool_size=settings.database_pool_size,
+        statement_timeout_s=settings.database_statement_timeout_s,
+        lock_timeout_s=settings.database_lock_timeout_s,
+    )
+
+
+def revisions(dsn: str) -> tuple[str | None, str | None]:
+    """(revision of the database, revision of this code); Transient while the database does not answer."""
+    try:
+        return migrate.current(dsn)
+    except sa.exc.DBAPIError as error:
+        raise translated(error) from error
