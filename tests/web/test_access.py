@@ -11,7 +11,7 @@ from werkzeug.routing import Rule
 
 from dlm.config import Settings
 from dlm.core import accounts, authorize
-from dlm.db.engine import Database
+from dlm.db.engine import SYSTEM, Database
 from dlm.errors import Denied, InvalidInput
 from dlm.types import Identity
 from dlm.web.access import PUBLIC
@@ -138,6 +138,16 @@ def test_a_sane_request_id_is_kept_and_another_is_replaced(nobody: Caller) -> No
         assert (shown == given) == is_kept and len(shown) >= 8
 
 
+def test_a_sites_policy_holds_for_routes_too(database: Database, user: Caller, pytestconfig: pytest.Config) -> None:
+    user.post("/scopes", {"name": "ska"})
+    user.post("/dids", {"did": "ska:set"})
+    strict = create_app(database, Settings(), pytestconfig.rootpath / "etc/policies/site.toml.example")
+    there = Caller(strict, user.headers["Authorization"].split()[1])
+    there.delete("/dids/ska/set", 403)
+    create_app(database, Settings())
+    user.delete("/dids/ska/set")
+
+
 # --- the policy ---------------------------------------------------------------------------------------------------
 
 ADA = Identity(1, "ada", frozenset({"user"}))
@@ -154,6 +164,12 @@ def test_own_reaches_to_what_the_account_owns_and_no_further() -> None:
     for owner in ("bob", "", None):
         with pytest.raises(Denied):
             authorize.authorize(ADA, "rule.cancel", owner=owner)
+
+
+def test_dlm_itself_may_do_everything_and_an_account_called_daemon_may_not() -> None:
+    authorize.authorize(SYSTEM, "rule.add", owner="ada")
+    with pytest.raises(Denied):
+        authorize.authorize(Identity(9, "dlm", frozenset({"daemon"})), "rule.add", owner="ada")
 
 
 def test_the_example_of_a_sites_policy_is_laid_over_the_shipped_one(pytestconfig: pytest.Config) -> None:

@@ -29,7 +29,19 @@ NAMES = [
     ".hidden/.x",
     "a" * 1000,
 ]
-BAD_NAMES = ["a//b", "a/../b", "..", "a/./b", "nul\x00", "line\r\nbreak", "e\u0301", "rlo\u202e", "x" * 4096, "trailing/", " space"]
+BAD_NAMES = [
+    "a//b",
+    "a/../b",
+    "..",
+    "a/./b",
+    "nul\x00",
+    "line\r\nbreak",
+    "e\u0301",
+    "rlo\u202e",
+    "x" * 4096,
+    "trailing/",
+    " space",
+]
 
 
 def at(name: str) -> str:
@@ -76,7 +88,9 @@ def test_sites_and_storages_are_made_changed_and_retired(admin: Caller, storage:
     assert admin.patch("/storages/perth-disk", {"can_write": False}, 400)["field"] == "reason"
     off = admin.patch("/storages/perth-disk", {"can_write": False, "reason": "disk replacement"})
     assert (off["can_write"], off["switch_reason"]) == (False, "disk replacement")
-    assert admin.patch("/storages/perth-disk/attributes", {"tier": None, "media": "ssd"})["attributes"] == {"media": "ssd"}
+    assert admin.patch("/storages/perth-disk/attributes", {"tier": None, "media": "ssd"})["attributes"] == {
+        "media": "ssd"
+    }
     admin.delete("/sites/perth", 409)
     admin.delete("/storages/perth-disk")
     admin.get("/storages/perth-disk", 404)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from flask import Flask, Response, current_app, g, json, request
 
 from dlm.core import accounts
-from dlm.core.authorize import authorize
+from dlm.core.authorize import authorize, in_force
 from dlm.db.engine import SYSTEM
 from dlm.errors import InvalidInput, Unauthenticated
 from dlm.types import Identity
@@ -89,10 +89,10 @@ def check_access() -> None:
         return
     g.identity = _identify()
     g.permission = name
-    if name is not None and web().policy.allows_own(g.identity, name) and not web().policy.allows(g.identity, name):
+    if name is not None and in_force().allows_own(g.identity, name) and not in_force().allows(g.identity, name):
         g.must_own = True  # granted for what is owned; the view says whose it is
         return
-    authorize(g.identity, name or "(none)", policy=web().policy)
+    authorize(g.identity, name or "(none)")
 
 
 def _identify() -> Identity:

@@ -57,8 +57,8 @@ def create_app(database: Database, settings: Settings, policy_file: Path | None 
         API_VERSION=dlm.__version__,
         OPENAPI_VERSION="3.1.0",
     )
-    policy = authorize.load(policy_file) if policy_file else authorize.shipped()
-    app.extensions["dlm"] = Web(database, settings, policy)
+    authorize.put_in_force(authorize.load(policy_file) if policy_file else None)
+    app.extensions["dlm"] = Web(database, settings)
     problem.register(app)
     access.register(app)
     api = Api(app, spec_kwargs={"info": {"description": DESCRIPTION}, "servers": [{"url": "/"}]})

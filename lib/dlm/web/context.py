@@ -11,7 +11,7 @@ from flask import Response, current_app, g, json, request, stream_with_context
 
 from dlm.config import Settings
 from dlm.core import accounts
-from dlm.core.authorize import Policy, authorize
+from dlm.core.authorize import authorize
 from dlm.db.engine import Database, Tx
 from dlm.errors import DlmError
 from dlm.types import Page
@@ -29,7 +29,6 @@ class Web:
 
     database: Database
     settings: Settings
-    policy: Policy
 
 
 def web() -> Web:
@@ -42,7 +41,7 @@ def begin(name: str) -> Iterator[Tx]:
     with web().database.begin(f"web.{name}", g.identity) as tx:
         yield tx
         if g.must_own:
-            authorize(g.identity, g.permission, policy=web().policy)
+            authorize(g.identity, g.permission)
 
 
 def own(*owners: str) -> None:
@@ -51,7 +50,7 @@ def own(*owners: str) -> None:
     A view whose permission is granted for `:own` calls it before it changes anything, and `begin` insists.
     """
     for owner in owners:
-        authorize(g.identity, g.permission, owner=owner, policy=web().policy)
+        authorize(g.identity, g.permission, owner=owner)
     g.must_own = g.must_own and not owners
 
 
@@ -67,13 +66,13 @@ def own_account(account_id: int) -> None:
 
 
 @contextmanager
-def as_one(prefix: str) -> Iterator[None]:
-    """Name fields as a caller of the single form wrote them: without `prefix`, the item's place in the many."""
+def as_one(prefix: str, alone: str = "body") -> Iterator[None]:
+    """Name fields as a caller with one item knows them: without `prefix`, its place among many; that is `alone`."""
     try:
         yield
     except DlmError as error:
         if error.field:
-            error.field = error.field.removeprefix(prefix).removeprefix(".") or "body"
+            error.field = error.field.removeprefix(prefix).removeprefix(".") or alone
         raise
 
 

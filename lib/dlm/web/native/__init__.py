@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from dlm.web.blueprint import Blueprint
-from dlm.web.native import accounts, breakers, dids, docs, events, expressions, service, sites, storages, usage
+from dlm.web.native import (
+    accounts,
+    breakers,
+    checks,
+    dids,
+    docs,
+    events,
+    expressions,
+    replicas,
+    requests,
+    rules,
+    service,
+    sites,
+    storages,
+    usage,
+)
 
 PREFIX = "/api/v1"
 
@@ -13,8 +28,12 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     accounts.scopes,
     sites.blp,
     storages.blp,
+    checks.blp,
     expressions.blp,
     dids.blp,
+    replicas.blp,
+    rules.blp,
+    requests.blp,
     events.blp,
     usage.blp,
     breakers.blp,

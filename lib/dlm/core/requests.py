@@ -1,0 +1,64 @@
+"""Use cases around requests: which files are on their way or stuck, and trying them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm import did as codec
+from dlm.core import dids, rules, storages
+from dlm.db import events, requests
+from dlm.db.engine import Tx
+from dlm.errors import Conflict
+from dlm.types import Page, RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which requests, by the names people use; None stands for any. `did` may be a dataset."""
+
+    rule: str | None = None
+    storage: str | None = None
+    did: str | None = None
+    state: RequestState | None = None
+
+
+def list_requests(tx: Tx, which: Which, page: Page) -> tuple[Sequence[Row[Any]], str | None]:
+    """(requests by number, cursor of the next page)."""
+    return requests.list_requests(tx, _filters(tx, which), page)
+
+
+def get_request(tx: Tx, request_id: int) -> tuple[Row[Any], Sequence[Row[Any]]]:
+    """(the request, its attempts so far, newest first). One that is done or cancelled is NotFound."""
+    row = requests.get(tx, request_id)
+    return row, requests.attempts_of(tx, row.did_id, row.storage_id)
+
+
+def retry(tx: Tx, which: Which) -> int:
+    """Try the parked ones among these again now, with all their attempts; how many."""
+    number = requests.retry(tx, _filters(tx, which))
+    if number:
+        asked = {key: value for key in ("rule", "storage", "did") if (value := getattr(which, key))}
+        events.record(tx, "request", 0, "retried", after={"number": number, **asked})
+    return number
+
+
+def retry_one(tx: Tx, request_id: int) -> None:
+    """Try a parked request again now. Conflict when it is not parked."""
+    row = requests.get(tx, request_id)
+    if not requests.retry(tx, requests.Filters(ids=[request_id])):
+        hint = f"next attempt {row.next_attempt_at:%Y-%m-%d %H:%M:%S} UTC"
+        raise Conflict(f"request {request_id} is {row.state}, not parked", field="request", hint=hint)
+    events.record(tx, "request", request_id, "retried", before={"error_class": row.error_class, "error": row.error})
+
+
+def _filters(tx: Tx, which: Which) -> requests.Filters:
+    return requests.Filters(
+        rule_id=None if which.rule is None else rules.require(tx, which.rule).id,
+        storage_id=None if which.storage is None else storages.get_storage(tx, which.storage).id,
+        did_id=None if which.did is None else dids.get(tx, *codec.parse(which.did)).id,
+        state=which.state,
+    )
