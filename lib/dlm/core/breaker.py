@@ -1,4 +1,4 @@
-"""The blast-radius breaker's arithmetic: how many files of one storage may be deleted, or declared lost, in a window."""
+"""The blast-radius breaker's arithmetic: how many files of a storage may be deleted, or declared lost, in a window."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def close(tx: Tx, breaker_id: int) -> Row[Any]:
         by=tx.actor.account,
     )
     if row is None:
-        _refuse_closing(tx, breaker_id)
+        raise _refusal(tx, breaker_id)
     events.record(tx, "breaker", breaker_id, "closed", before={"act": row.act, "storage_id": row.storage_id})
     changes.wake(tx, "reaper" if row.act == "delete" else "auditor")
     return row
@@ -137,7 +137,8 @@ def forget_harm(tx: Tx, older_than_s: float) -> int:
     return tx.run("DELETE FROM harm WHERE at < %(now)s - make_interval(secs => %(age)s)", age=older_than_s).rowcount
 
 
-def _refuse_closing(tx: Tx, breaker_id: int) -> None:
+def _refusal(tx: Tx, breaker_id: int) -> Conflict | NotFound:
+    """Why the breaker cannot be closed."""
     if tx.scalar("SELECT 1 FROM breaker WHERE id = %(id)s", id=breaker_id) is None:
-        raise NotFound(f"there is no breaker {breaker_id}", field="breaker")
-    raise Conflict(f"breaker {breaker_id} is closed", field="breaker")
+        return NotFound(f"there is no breaker {breaker_id}", field="breaker")
+    return Conflict(f"breaker {breaker_id} is closed", field="breaker")
