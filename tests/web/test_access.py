@@ -12,7 +12,7 @@ from werkzeug.routing import Rule
 from dlm.config import Settings
 from dlm.core import accounts, authorize
 from dlm.db.engine import SYSTEM, Database
-from dlm.errors import Denied, InvalidInput
+from dlm.errors import Denied, InvalidInput, NotFound
 from dlm.types import Identity
 from dlm.web.access import PUBLIC
 from dlm.web.app import create_app
@@ -141,7 +141,9 @@ def test_a_sane_request_id_is_kept_and_another_is_replaced(nobody: Caller) -> No
 def test_a_sites_policy_holds_for_routes_too(database: Database, user: Caller, pytestconfig: pytest.Config) -> None:
     user.post("/scopes", {"name": "ska"})
     user.post("/dids", {"did": "ska:set"})
-    strict = create_app(database, Settings(), pytestconfig.rootpath / "etc/policies/site.toml.example")
+    strict = create_app(
+        database, Settings(web_policy_file=str(pytestconfig.rootpath / "etc/policies/site.toml.example"))
+    )
     there = Caller(strict, user.headers["Authorization"].split()[1])
     there.delete("/dids/ska/set", 403)
     create_app(database, Settings())
@@ -190,8 +192,13 @@ def test_the_example_of_a_sites_policy_is_laid_over_the_shipped_one(pytestconfig
         "rule.cancel = [",
     ],
 )
+def test_a_policy_file_that_is_not_there_is_told_at_the_start(database: Database) -> None:
+    with pytest.raises(NotFound):
+        create_app(database, Settings(web_policy_file="/nowhere/policy.toml"))
+
+
 def test_a_policy_with_a_slip_is_refused_at_the_start(tmp_path, database: Database, text: str) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(text)
     with pytest.raises(InvalidInput):
-        create_app(database, Settings(), path)
+        create_app(database, Settings(web_policy_file=str(path)))

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dlm.errors import Denied, InvalidInput
+from dlm.errors import Denied, InvalidInput, NotFound
 from dlm.types import Identity
 
 OWN = ":own"
@@ -84,8 +84,10 @@ def shipped() -> Policy:
 def load(path: Path) -> Policy:
     """The shipped policy with the site's document laid over it, permission by permission.
 
-    InvalidInput for a document that is not TOML, names a permission that dlm has not, or grants to what is no role.
+    NotFound when there is none; InvalidInput for one that is not TOML, names a permission that dlm has not, or grants to what is no role.
     """
+    if not path.is_file():
+        raise NotFound(f"there is no policy document {path}", field="web_policy_file")
     ours = shipped()
     theirs = _policy(_read(path.read_text(encoding="utf-8"), str(path)))
     for name in theirs.permissions() - ours.permissions():

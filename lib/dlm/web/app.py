@@ -45,7 +45,7 @@ class Json(DefaultJSONProvider):
         raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
-def create_app(database: Database, settings: Settings, policy_file: Path | None = None) -> Flask:
+def create_app(database: Database, settings: Settings) -> Flask:
     """The WSGI app over `database`. The database need not be up: requests answer 503 until it is."""
     app = Flask("dlm.web", static_folder=None, template_folder=None)
     app.json = Json(app)
@@ -57,7 +57,7 @@ def create_app(database: Database, settings: Settings, policy_file: Path | None 
         API_VERSION=dlm.__version__,
         OPENAPI_VERSION="3.1.0",
     )
-    authorize.put_in_force(authorize.load(policy_file) if policy_file else None)
+    authorize.put_in_force(authorize.load(Path(settings.web_policy_file)) if settings.web_policy_file else None)
     app.extensions["dlm"] = Web(database, settings)
     problem.register(app)
     access.register(app)

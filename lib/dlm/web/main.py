@@ -1,0 +1,118 @@
+"""`dlm-web`: the app on waitress. It serves whether or not the database is up: until it is, requests answer 503."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import click
+from flask import Flask
+from waitress import create_server
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer
+from waitress.wasyncore import dispatcher, loop
+
+from dlm import config, effects, exits, logs
+from dlm.config import Settings
+from dlm.db.opening import open_database
+from dlm.errors import DlmError, InvalidInput
+from dlm.web.app import create_app
+
+log = logging.getLogger("dlm.web")
+
+GRACE_S = 10.0
+TURN_S = 0.2
+# waitress refuses in plain text what is larger than this; up to it the app does, with a problem document.
+REFUSED_BY_SERVER = 8
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "path", metavar="FILE", help="Settings from this file.")
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on; 0: a free one.")
+@click.version_option(package_name="dlm", prog_name="dlm-web", message="%(prog)s %(version)s")
+def cli(path: str | None, host: str | None, port: int | None) -> None:
+    """Serve the REST API until SIGTERM or Ctrl-C; requests under way are finished.
+
+    It starts whether or not the database is up, and answers 503 until it is.
+    """
+    flags = {name: str(value) for name, value in (("web_host", host), ("web_port", port)) if value is not None}
+    try:
+        settings = config.load(path, flags=flags)
+        logs.configure(settings)
+        effects.install_from_environment()
+        serve(settings)
+    except DlmError as error:
+        click.echo(exits.told(error), err=True)
+        sys.exit(exits.status_of(error))
+
+
+def serve(settings: Settings) -> None:
+    """Listen, and answer until a signal asks to stop."""
+    pool_size = max(settings.database_pool_size, settings.web_threads)
+    database = open_database(replace(settings, database_pool_size=pool_size))
+    sockets: dict[int, Any] = {}
+    server = listen(create_app(database, settings), settings, sockets)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    for listener in listeners(sockets):
+        log.info("listening on http://%s:%s", listener.effective_host, listener.effective_port)
+    while not stop.is_set():
+        loop(timeout=TURN_S, map=sockets, count=1)
+    finish(server, sockets)
+    database.dispose()
+    log.info("stopped")
+
+
+def listen(app: Flask, settings: Settings, sockets: dict[int, Any]) -> Any:
+    """The server, listening; its sockets are in `sockets`. InvalidInput when the address cannot be had."""
+    try:
+        return create_server(
+            app,
+            map=sockets,
+            host=settings.web_host,
+            port=settings.web_port,
+            threads=settings.web_threads,
+            max_request_body_size=REFUSED_BY_SERVER * settings.web_max_body_bytes,
+            ident=None,
+        )
+    except (OSError, ValueError) as error:
+        where = f"{settings.web_host}:{settings.web_port}"
+        raise InvalidInput(f"cannot listen on {where}: {error}", field="web_port") from error
+
+
+def finish(server: Any, sockets: dict[int, Any]) -> None:
+    """Take no more connections; let requests under way end and answers leave, for at most GRACE_S; end the threads."""
+    for listener in listeners(sockets):
+        dispatcher.close(listener)  # its own close would take away what wakes this loop when an answer is ready
+    limit = time.monotonic() + GRACE_S
+    while time.monotonic() < limit and any(busy(sockets)):
+        loop(timeout=TURN_S, map=sockets, count=1)
+    server.task_dispatcher.shutdown()
+
+
+def listeners(sockets: dict[int, Any]) -> list[BaseWSGIServer]:
+    """The sockets that take connections: one per address that the host's name has."""
+    return [item for item in sockets.values() if isinstance(item, BaseWSGIServer)]
+
+
+def busy(sockets: dict[int, Any]) -> Iterator[bool]:
+    """Of every connection: has it a request under way, or an answer that has not left?"""
+    for channel in list(sockets.values()):
+        if isinstance(channel, HTTPChannel):
+            yield bool(channel.requests or channel.total_outbufs_len)
+
+
+def main() -> None:
+    cli.main(prog_name="dlm-web")
+
+
+if __name__ == "__main__":
+    main()
