@@ -178,6 +178,17 @@ def rank(wish: Wish, replica: Candidate, destination: Storage, source: Storage) 
     return replica.failures, is_unverified, _distance(destination, source), _hash(wish.request_id, source.id)
 
 
+def best_sources(wish: Wish, storages: Mapping[int, Storage]) -> list[int]:
+    """The storages that the file may come from and that nothing but the hash tells apart, best; none when there is no source."""
+    destination = storages[wish.storage_id]
+    ranks = {
+        replica.storage_id: rank(wish, replica, destination, storages[replica.storage_id])[:-1]
+        for replica in wish.replicas
+        if replica.state in _USABLE and _is_allowed(wish, replica) and _is_readable(storages.get(replica.storage_id))
+    }
+    return [id_ for id_, value in ranks.items() if value == min(ranks.values())]
+
+
 def _distance(destination: Storage, source: Storage) -> int:
     if destination.site == source.site:
         return 0

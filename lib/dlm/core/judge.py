@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import blake2b
 
 from dlm.core.placement import Budget, Choice, Present, Unit, Wish, choose
 from dlm.types import Grouping, RuleState, Storage
@@ -104,7 +105,7 @@ def _decide_each(rule: RuleView, budget: Budget) -> tuple[Decision, Budget]:
 def _decide_together(rule: RuleView, budget: Budget) -> tuple[Decision, Budget]:
     """One choice for everything below the DID; units that joined later follow it to the storages chosen before."""
     held = {storage.id: storage for unit in rule.units for storage in unit.held}
-    whole = Unit(rule.id, sum(unit.size_bytes for unit in rule.units), sum(unit.files for unit in rule.units))
+    whole = Unit(rule.wish.seed, sum(unit.size_bytes for unit in rule.units), sum(unit.files for unit in rule.units))
     choice = choose(rule.wish, whole, rule.matching, _summed(rule.units), [held[id_] for id_ in sorted(held)], budget)
     budget = budget.spend(choice)
     placements = []
@@ -163,6 +164,12 @@ def _stuck_reason(copies: Copies) -> str:
     if copies.harmed:
         parts.append(f"{copies.harmed} of {copies.files} replicas are bad or lost and no good copy is left to repair them from")
     return "; ".join(parts)
+
+
+def seed(account_id: int, did_id: int, canonical: str, copies: int | None) -> int:
+    """What ties break by: the wish itself rather than its row's id, so that `plan` foretells what `add` will do."""
+    wish = f"{account_id}/{did_id}/{copies}/{canonical}".encode()
+    return int.from_bytes(blake2b(wish, digest_size=8).digest()) >> 1
 
 
 def resync_delay(rule_id: int, interval_s: float) -> timedelta:

@@ -24,7 +24,7 @@ from dlm.types import Storage
 class Wish:
     """What placement needs of a rule. `copies` None means every matching storage."""
 
-    rule_id: int
+    seed: int
     copies: int | None
     spread: str | None = None  # no two copies share this key's value
     weight: str | None = None  # storages take work in proportion to this attribute
@@ -190,7 +190,7 @@ def _look(wish: Wish, unit: Unit, storage: Storage, present: Present | None, bud
     left = budget.quota_bytes.get(storage.id)
     if left is not None and left < unit.size_bytes:
         return rejection(wish, storage, Cause.OVER_QUOTA, f"{_size(left)} left, {_size(unit.size_bytes)} needed")
-    score = _score(weight or 0.0, wish.rule_id, unit.id, storage.id)
+    score = _score(weight or 0.0, wish.seed, unit.id, storage.id)
     return _Candidate(storage, to_come, (not weight, -bytes_present, not storage.is_available, -score, storage.id))
 
 

@@ -156,14 +156,14 @@ def load(tx: Tx, due: Sequence[Row[Any]], world: World) -> list[RuleView]:
     """The rules as the planner sees them: units, what holds them, what stands where; four statements for any number."""
     if not due:
         return []
-    units_of = _units(tx, due)
+    units = units_of(tx, due)
     held: dict[tuple[int, int], list[Storage]] = defaultdict(list)
     for lock in judging.locks_of(tx, [row.id for row in due]):
         if lock.storage_id in world.storages:
             held[lock.rule_id, lock.did_id].append(world.storages[lock.storage_id])
-    facts = judging.sizes(tx, sorted({did for units in units_of.values() for did in units}))
+    facts = judging.sizes(tx, sorted({did for below in units.values() for did in below}))
     matching = {row.id: world.matching(row.canonical) for row in due}
-    needy = {did for row in due for did in units_of[row.id] if len(held[row.id, did]) < (row.copies or len(matching[row.id]) or 1)}
+    needy = {did for row in due for did in units[row.id] if len(held[row.id, did]) < (row.copies or len(matching[row.id]) or 1)}
     present: dict[int, dict[int, Present]] = defaultdict(dict)
     for here in judging.coverage(tx, sorted(needy)):
         present[here.did_id][here.storage_id] = Present(here.storage_id, here.bytes, here.files)
@@ -172,18 +172,22 @@ def load(tx: Tx, due: Sequence[Row[Any]], world: World) -> list[RuleView]:
             id=row.id,
             account_id=row.account_id,
             grouping=Grouping(row.grouping),
-            wish=Wish(row.id, row.copies, row.spread, row.weight),
+            wish=_wish(row),
             matching=matching[row.id],
             units=tuple(
                 UnitView(did, facts[did].files, facts[did].size_bytes, tuple(held[row.id, did]), present[did])
-                for did in units_of[row.id]
+                for did in units[row.id]
             ),
         )
         for row in due
     ]
 
 
-def _units(tx: Tx, due: Sequence[Row[Any]]) -> dict[int, list[int]]:
+def _wish(row: Row[Any]) -> Wish:
+    return Wish(judge.seed(row.account_id, row.did_id, row.canonical, row.copies), row.copies, row.spread, row.weight)
+
+
+def units_of(tx: Tx, due: Sequence[Row[Any]]) -> dict[int, list[int]]:
     """What each rule places as a whole: its file, or the datasets below its DID; at most one statement."""
     units: dict[int, list[int]] = {row.id: [row.did_id] for row in due if row.kind != DidKind.CONTAINER}
     containers = [row for row in due if row.kind == DidKind.CONTAINER]
@@ -201,9 +205,7 @@ def _apply(tx: Tx, decisions: Sequence[Decision], due: Mapping[int, Row[Any]], w
     if not placements:
         return counts
     hold_space(tx, _sum_by_storage((p.storage_id, p.promised_bytes) for p in placements))
-    made = judging.add_locks(
-        tx, [(p.rule_id, p.did_id, p.storage_id, p.files, p.size_bytes, p.promised_bytes) for p in placements]
-    )
+    made = judging.add_locks(tx, placements)
     delta, charges = usage.StorageDelta(), usage.Charges()
     for lock in made:
         counts[lock.rule_id] += 1
@@ -255,7 +257,7 @@ def explain(decision: Decision, world: World) -> dict[str, Any]:
 
 def _place_next_files(tx: Tx, row: Row[Any], world: World, limit: int) -> tuple[str | None, int]:
     """Lock the rule's next chunk of files, and move its cursor; (why copies are impossible, new locks)."""
-    roots = _units(tx, [row])[row.id]
+    roots = units_of(tx, [row])[row.id]
     file_ids = judging.files_to_place(tx, roots, row.place_after, limit)
     message, count = place_files(tx, row, file_ids, world)
     done = len(file_ids) < limit
@@ -263,42 +265,57 @@ def _place_next_files(tx: Tx, row: Row[Any], world: World, limit: int) -> tuple[
     return message, count
 
 
+@dataclass(frozen=True, slots=True)
+class Portions:
+    """How files of one rule are shared out: which, over which storages, and the shares as db takes them."""
+
+    file_ids: Sequence[int]
+    storage_ids: list[int]
+    sharing: Sharing
+    shares: list[tuple[list[int], list[int], list[int], int]]  # holders, held, chosen, files
+
+
 def place_files(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> tuple[str | None, int]:
-    """Lock these files, each at storages of its own, by classes; (why copies are impossible, new locks); six statements."""
+    """Lock these files, each at storages of its own, by classes; (why copies are impossible, new locks); seven statements."""
     if not file_ids:
         return None, 0
+    try:
+        portions = share_out(tx, row, file_ids, world)
+    except InvalidInput as error:  # a weight that is no number: the rule is impossible, its batch is not
+        return error.detail, 0
+    count = _apply_portions(tx, row, portions)
+    return (portions.sharing.message if portions.sharing.missing else None), count
+
+
+def share_out(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> Portions:
+    """Decide by classes where files go, and spend the world's budget; one statement."""
     matching = world.matching(row.canonical)
     ids = [storage.id for storage in matching]
-    found = judging.file_classes(tx, row.id, file_ids, ids)
-    classes = [FileClass(c.least_id, c.files, c.bytes, frozenset(c.holders), frozenset(c.held)) for c in found]
-    held = [world.storages[id_] for id_ in sorted({id_ for c in found for id_ in c.held}) if id_ in world.storages]
-    try:
-        sharing = shares(Wish(row.id, row.copies, row.spread, row.weight), classes, matching, held, world.budget(row.account_id))
-    except InvalidInput as error:
-        return error.detail, 0
+    found = {c.least_id: c for c in judging.file_classes(tx, row.id, file_ids, ids)}
+    classes = [FileClass(c.least_id, c.files, c.bytes, frozenset(c.holders), frozenset(c.held)) for c in found.values()]
+    held = [world.storages[id_] for id_ in sorted({id_ for c in found.values() for id_ in c.held}) if id_ in world.storages]
+    sharing = shares(_wish(row), classes, matching, held, world.budget(row.account_id))
     world.spent(row.account_id, world.budget(row.account_id).spend(sharing))
-    count = _apply_sharing(tx, row, file_ids, ids, {c.least_id: c for c in found}, sharing)
-    return (sharing.message if sharing.missing else None), count
+    taken = [(found[s.class_id].holders, found[s.class_id].held, list(s.storage_ids), s.files) for s in sharing.shares]
+    return Portions(file_ids, ids, sharing, taken)
 
 
-def _apply_sharing(
-    tx: Tx, row: Row[Any], file_ids: Sequence[int], storage_ids: Sequence[int], classes: Mapping[int, Row[Any]], sharing: Sharing
-) -> int:
-    if not sharing.shares:
+def _apply_portions(tx: Tx, row: Row[Any], portions: Portions) -> int:
+    if not portions.shares:
         return 0
-    hold_space(tx, {id_: 0 for id_ in sharing.promised})
-    portions = [
-        (classes[share.class_id].holders, classes[share.class_id].held, list(share.storage_ids), share.files)
-        for share in sharing.shares
-    ]
-    made = judging.add_file_locks(tx, row.id, file_ids, storage_ids, portions)
+    hold_space(tx, {id_: 0 for id_ in portions.sharing.promised})
+    made = judging.add_file_locks(tx, row.id, portions.file_ids, portions.storage_ids, portions.shares)
     # The planner counted with the mean size of a class; what the files really need is known now.
     hold_space(tx, {lock.storage_id: lock.promised for lock in made})
     delta, charges = usage.StorageDelta(), usage.Charges()
     for lock in made:
         delta.add(lock.storage_id, reserved_bytes=lock.promised)
         charges.add(row.account_id, lock.storage_id, lock.bytes, lock.files)
-    after = {"files": len(file_ids), "locks": {str(lock.storage_id): lock.files for lock in made}, "missing": sharing.missing}
+    after = {
+        "files": len(portions.file_ids),
+        "locks": {str(lock.storage_id): lock.files for lock in made},
+        "missing": portions.sharing.missing,
+    }
     events.record(tx, "rule", row.id, "placed", cause="judge", after=after)
     usage.change_accounts(tx, charges)
     usage.change_storages(tx, delta)

@@ -115,7 +115,7 @@ def _part(
     asked = wanted_copies(wish, matching, taken)
     need = max(0, asked - len(taken)) * files.files
     lots, rejected = _lots(wish, files, matching, taken, budget) if need else ([], [])
-    amounts = _amounts(lots, need, files.files, (wish.rule_id, files.id))
+    amounts = _amounts(lots, need, files.files, (wish.seed, files.id))
     for lot, amount in zip(lots, amounts, strict=True):
         if amount == lot.room < files.files:
             detail = f"room for {lot.room:,} of {files.files:,} files"
@@ -166,7 +166,7 @@ def _lots(
         stage = 3 if not weight else 2 if not has_all else 1 if not storage.is_available else 0
         room, limit = _room(files, storage, has_all, budget)
         lots.append(_Lot(storage, domain_of(wish, storage), stage, weight or 1.0, room, limit))
-    lots.sort(key=lambda lot: (chance(wish.rule_id, lot.domain), str(lot.domain), lot.storage.id))
+    lots.sort(key=lambda lot: (chance(wish.seed, lot.domain), str(lot.domain), lot.storage.id))
     return lots, refused
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.engine import Row
 
@@ -23,6 +23,15 @@ def claim_rules(tx: Tx, limit: int) -> Sequence[Row[Any]]:
              ORDER BY r.next_judge_at, r.id LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED""",
         limit=limit,
     )
+
+
+def rule_to_judge(tx: Tx, rule_id: int) -> Row[Any]:
+    """One rule as the judge sees it; one statement."""
+    row = tx.one(
+        f"SELECT {_RULE} FROM rule r JOIN did d ON d.id = r.did_id JOIN expression e ON e.id = r.expression_id WHERE r.id = %(id)s", id=rule_id
+    )
+    assert row is not None
+    return row
 
 
 def claim_rules_on_files(tx: Tx, file_ids: Sequence[int]) -> Sequence[Row[Any]]:
@@ -92,8 +101,25 @@ def quota_left(tx: Tx, account_ids: Sequence[int]) -> dict[tuple[int, int], int]
     return {(row.account_id, row.storage_id): row.left_bytes for row in rows}
 
 
-def add_locks(tx: Tx, locks: Sequence[tuple[int, int, int, int, int, int]]) -> Sequence[Row[Any]]:
-    """Insert (rule, did, storage, files, bytes, promised bytes) in key order and return those that were new; one statement.
+class NewLock(Protocol):
+    """What a lock to be written tells of itself."""
+
+    @property
+    def rule_id(self) -> int: ...
+    @property
+    def did_id(self) -> int: ...
+    @property
+    def storage_id(self) -> int: ...
+    @property
+    def files(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def promised_bytes(self) -> int: ...
+
+
+def add_locks(tx: Tx, locks: Sequence[NewLock]) -> Sequence[Row[Any]]:
+    """Insert the locks in key order and return those that were new; one statement.
 
     A lock of the same key that is just being let go is taken back, with its cursor at the start again.
     """
@@ -108,12 +134,12 @@ def add_locks(tx: Tx, locks: Sequence[tuple[int, int, int, int, int, int]]) -> S
                   promised_bytes = excluded.promised_bytes, files_ok = 0, files_stuck = 0, created_at = excluded.created_at
             WHERE l.is_released
            RETURNING rule_id, did_id, storage_id, files, size_bytes, promised_bytes""",
-        rules=[lock[0] for lock in locks],
-        dids=[lock[1] for lock in locks],
-        storages=[lock[2] for lock in locks],
-        files=[lock[3] for lock in locks],
-        bytes=[lock[4] for lock in locks],
-        promised=[lock[5] for lock in locks],
+        rules=[lock.rule_id for lock in locks],
+        dids=[lock.did_id for lock in locks],
+        storages=[lock.storage_id for lock in locks],
+        files=[lock.files for lock in locks],
+        bytes=[lock.size_bytes for lock in locks],
+        promised=[lock.promised_bytes for lock in locks],
     )
 
 
@@ -350,3 +376,26 @@ def locks_on(tx: Tx, dataset_ids: Sequence[int]) -> Sequence[Row[Any]]:
 
 def _array(values: Sequence[int]) -> str:
     return "{" + ",".join(map(str, values)) + "}"
+
+
+# --- what a placement would move ---------------------------------------------------------------------------------
+
+
+def outlook(tx: Tx, rule_id: int) -> Sequence[Row[Any]]:
+    """What the rule's locks would have to move, by destination and by where the files stand now; one statement.
+
+    (storage_id, is_there, holders as [storage, state] pairs, files, bytes); files that are there or coming have `is_there`.
+    """
+    return tx.rows(
+        """SELECT l.storage_id, coalesce(r.state IN ('available', 'unverified', 'copying'), false) AS is_there,
+                  (SELECT coalesce(jsonb_agg(jsonb_build_array(o.storage_id, o.state) ORDER BY o.storage_id), '[]')
+                     FROM replica o WHERE o.did_id = f.did_id AND o.storage_id <> l.storage_id) AS holders,
+                  count(*) AS files, sum(f.size_bytes)::bigint AS bytes
+             FROM lock l
+            CROSS JOIN LATERAL (SELECT child_id AS did_id, size_bytes FROM attachment WHERE parent_id = l.did_id
+                                UNION ALL SELECT id, size_bytes FROM did WHERE id = l.did_id AND kind = 'file') f
+             LEFT JOIN replica r ON r.did_id = f.did_id AND r.storage_id = l.storage_id
+            WHERE l.rule_id = %(rule)s AND NOT l.is_released
+            GROUP BY 1, 2, 3 ORDER BY 1, 2, 3""",
+        rule=rule_id,
+    )
