@@ -1,4 +1,4 @@
-"""A small world for the reaper's and the auditor's tests: real files on real directories, locks and rules in plain SQL."""
+"""A small world for the reaper's and the auditor's tests: real files on real storages; locks and rules in plain SQL."""
 
 from __future__ import annotations
 
@@ -71,8 +71,7 @@ class Shelves:
         rows = self.rows(
             """INSERT INTO did (scope_id, kind, name, account_id, size_bytes, adler32, created_at)
                SELECT 1, 'file', 'f' || n, 1, %(size)s, %(digest)s, %(now)s
-                 FROM (SELECT coalesce(max(id), 0) + g AS n FROM did CROSS JOIN generate_series(1, %(number)s) g GROUP BY g
-                       UNION SELECT g FROM generate_series(1, %(number)s) g WHERE NOT EXISTS (SELECT FROM did)) s
+                 FROM (SELECT (SELECT coalesce(max(id), 0) FROM did) + g AS n FROM generate_series(1, %(number)s) g) s
                 ORDER BY n RETURNING id""",
             size=len(CONTENT),
             digest=digest,
@@ -88,7 +87,8 @@ class Shelves:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(CONTENT)
         self.run(
-            """INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, verified_at, next_check_at, tombstone_at)
+            """INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, verified_at, next_check_at,
+                                    tombstone_at)
                SELECT f, %(storage)s, %(state)s::replica_state, %(size)s, %(now)s,
                       CASE WHEN %(state)s = 'available' THEN %(now)s END, %(now)s + interval '30 days',
                       %(now)s + make_interval(secs => %(due)s)
@@ -126,7 +126,8 @@ class Shelves:
     def rule(self, did: int, copies: int | None = 1, state: str = "ok") -> int:
         return int(
             self.rows(
-                """INSERT INTO rule (did_id, account_id, copies, expression_id, state, created_at, state_since, next_judge_at)
+                """INSERT INTO rule (did_id, account_id, copies, expression_id, state, created_at, state_since,
+                                     next_judge_at)
                    SELECT %(did)s, 1, %(copies)s::int, 1 + count(*), %(state)s::rule_state, %(now)s, %(now)s, %(now)s
                      FROM rule RETURNING id""",
                 did=did,
@@ -138,7 +139,8 @@ class Shelves:
     def lock(self, did: int, storage: int, rule: int) -> None:
         self.run(
             """INSERT INTO lock (did_id, storage_id, rule_id, files, size_bytes, fill_after, created_at)
-               SELECT id, %(storage)s, %(rule)s, greatest(files, 1), size_bytes, NULL, %(now)s FROM did WHERE id = %(did)s""",
+               SELECT id, %(storage)s, %(rule)s, greatest(files, 1), size_bytes, NULL, %(now)s
+                 FROM did WHERE id = %(did)s""",
             did=did,
             storage=storage,
             rule=rule,

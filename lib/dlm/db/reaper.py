@@ -38,7 +38,7 @@ class Claim:
 def lanes(tx: Tx, besides: Iterable[int] = ()) -> Sequence[Row[Any]]:
     """Storages, by id, where something is due and may be deleted, with their space; one statement.
 
-    Each comes with a lock on the lane until the transaction ends; storages whose lane another reaper holds are left out.
+    Each comes with a lock on its lane until the transaction ends; a lane that another reaper holds is left out.
     """
     return tx.rows(
         f"""WITH lane AS MATERIALIZED (
