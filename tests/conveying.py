@@ -1,4 +1,4 @@
-"""A small world for the conveyor's tests: storages on real directories, files, rules and their requests, in plain SQL."""
+"""A small world for the conveyor's tests: storages on real directories, files, rules, requests."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class Yard:
         with self.database.begin("yard") as tx:
             tx.run(
                 """WITH put AS (
-                       INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, verified_at, next_check_at)
+                       INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, verified_at,
+                                            next_check_at)
                        SELECT id, %(storage)s, %(state)s::replica_state, size_bytes, %(now)s,
                               CASE WHEN %(state)s = 'available' THEN %(now)s::timestamptz END,
                               CASE WHEN %(state)s = 'available' THEN %(now)s + interval '30 days' END
@@ -109,14 +110,17 @@ class Yard:
         with self.database.begin("yard") as tx:
             expression = self._expression(tx, source_ids)
             rule = tx.scalar(
-                """INSERT INTO rule (did_id, account_id, copies, expression_id, source_expression_id, created_at, state_since)
-                   VALUES (%(did)s, 1, (SELECT count(*) + 1 FROM rule), 1, %(expression)s, %(now)s, %(now)s) RETURNING id""",
+                """INSERT INTO rule (did_id, account_id, copies, expression_id, source_expression_id, created_at,
+                                     state_since)
+                   VALUES (%(did)s, 1, (SELECT count(*) + 1 FROM rule), 1, %(expression)s, %(now)s, %(now)s)
+                   RETURNING id""",
                 did=dids[0],
                 expression=expression,
             )
             tx.run(
                 """INSERT INTO lock (did_id, storage_id, rule_id, files, size_bytes, fill_after, created_at)
-                   SELECT id, %(storage)s, %(rule)s, 1, size_bytes, NULL, %(now)s FROM did WHERE id = ANY (%(dids)s::bigint[])""",
+                   SELECT id, %(storage)s, %(rule)s, 1, size_bytes, NULL, %(now)s
+                     FROM did WHERE id = ANY (%(dids)s::bigint[])""",
                 dids=list(dids),
                 storage=storage_id,
                 rule=rule,
@@ -140,7 +144,8 @@ class Yard:
             tx.run(
                 """WITH made AS (
                        INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at)
-                       SELECT id, %(storage)s, 'copying', size_bytes, %(now)s FROM did WHERE id = ANY (%(dids)s::bigint[])
+                       SELECT id, %(storage)s, 'copying', size_bytes, %(now)s
+                         FROM did WHERE id = ANY (%(dids)s::bigint[])
                        RETURNING did_id, size_bytes),
                    asked AS (
                        INSERT INTO request (did_id, storage_id, size_bytes, created_at, next_attempt_at, priority)
@@ -184,8 +189,9 @@ class Yard:
         wrong = self.rows(
             """SELECT u.storage_id, u.reserved_bytes, u.used_bytes, u.used_files, r.* FROM storage_usage u
                  JOIN LATERAL (SELECT coalesce(sum(size_bytes) FILTER (WHERE state = 'copying'), 0) AS reserved,
-                                      coalesce(sum(size_bytes) FILTER (WHERE state IN ('available', 'unverified', 'bad')), 0) AS used,
-                                      count(*) FILTER (WHERE state IN ('available', 'unverified', 'bad')) AS files
+                                      coalesce(sum(size_bytes)
+                                               FILTER (WHERE state NOT IN ('copying', 'lost')), 0) AS used,
+                                      count(*) FILTER (WHERE state NOT IN ('copying', 'lost')) AS files
                                  FROM replica WHERE storage_id = u.storage_id) r ON true
                 WHERE (u.reserved_bytes, u.used_bytes, u.used_files) IS DISTINCT FROM (r.reserved, r.used, r.files)"""
         )

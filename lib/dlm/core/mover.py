@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
+from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols import open_protocol
 from dlm.transfertools import Copy, Outcome, select
@@ -42,14 +43,15 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
-    """A flight ended. Every item of it was reported before, unless `failure` tells of a bug."""
+class Report:
+    """What came of one item of a flight, or (`what` None) that the flight ended, `failure` if by a bug.
 
-    flight: "Flight"
-    failure: BaseException | None
+    It carries its flight: one that was given up may still report on a request that is in the air again.
+    """
 
-
-Report = Outcome | Looked | Landed
+    flight: Flight
+    what: Outcome | Looked | None
+    failure: BaseException | None = None
 
 
 def attempt_name(request_id: int, fence: int) -> str:
@@ -115,14 +117,15 @@ class Flight:
     def _run(self) -> None:
         failure: BaseException | None = None
         try:
+            effects.point("conveyor.flight:before")
             self._remove_temporaries()
             for outcome in self._copied():
-                self.reports.put(outcome)
+                self.reports.put(Report(self, outcome))
             for look in self.looks:
-                self.reports.put(self._looked(look))
-        except BaseException as error:  # a thread's boundary: the daemon raises it
+                self.reports.put(Report(self, self._looked(look)))
+        except BaseException as error:  # noqa: BLE001 - a thread's boundary: the daemon raises it
             failure = error
-        self.reports.put(Landed(self, failure))
+        self.reports.put(Report(self, None, failure))
 
     def _remove_temporaries(self) -> None:
         if not self.earlier:

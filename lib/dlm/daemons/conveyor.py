@@ -14,6 +14,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -48,6 +49,7 @@ FLIGHTS_PER_STORAGE = 2  # in the air at once to one destination, from this proc
 BATCHES_ALOFT = 4
 OVERDUE_S = 5.0  # a flight that did not end so long after its deadline is given up; its leases run out
 LEAST_SLEEP_S = 0.5
+RELEASED_S = 1.0  # what found no time before the deadline pauses, so that a lease too short is no hot loop
 
 
 class Conveyor:
@@ -58,6 +60,8 @@ class Conveyor:
         self.settings = settings
         self.stop = stop
         self.interval_s = settings.conveyor_interval_s
+        self.quiet_s = QUIET_S
+        self.overdue_s = OVERDUE_S
         self.patience = planner.Patience(
             max_attempts=settings.conveyor_max_attempts,
             backoff_base_s=settings.conveyor_backoff_base_s,
@@ -237,7 +241,7 @@ class Conveyor:
     # -- record -------------------------------------------------------------------------------------------------
 
     def _gather(self, results: list[Result], done: Pass) -> None:
-        """Record the results, and those of reports as they come, until all flights ended or nothing was heard for long."""
+        """Record results, and reports as they come, until all flights ended or nothing was heard for long."""
         heard = time.monotonic()
         while self._flights:
             try:
@@ -246,17 +250,18 @@ class Conveyor:
                 self._record(results, done)
                 results = []
                 self._give_up_overdue()
-                if time.monotonic() - heard > QUIET_S and not self.stop():
+                if time.monotonic() - heard > self.quiet_s and not self.stop():
                     break
                 continue
             heard = time.monotonic()
-            results += self._landed(report) if isinstance(report, mover.Landed) else self._reported(report)
+            if report.flight in self._flights:  # else it was given up, and others may be at work already
+                results += self._landed(report) if report.what is None else self._reported(report.what)
             if len(results) >= RECORD_MOST:
                 self._record(results, done)
                 results = []
         self._record(results, done)
 
-    def _landed(self, report: mover.Landed) -> list[Result]:
+    def _landed(self, report: mover.Report) -> list[Result]:
         """End a flight; what it did not report was not started, and is released."""
         self._flights.discard(report.flight)
         if report.failure is not None:
@@ -265,9 +270,7 @@ class Conveyor:
         return [_released(item) for item in left]
 
     def _reported(self, report: Outcome | mover.Looked) -> list[Result]:
-        item = self._aloft.pop(report.request_id, None)
-        if item is None:
-            return []  # its flight was given up
+        item = self._aloft.pop(report.request_id)
         if isinstance(report, mover.Looked):
             return [self._cancelled(item, report)]
         return [_arrived(item, report)] if _is_right(item, report) else [self._failed(item, report)]
@@ -283,7 +286,7 @@ class Conveyor:
     def _failed(self, item: Item, outcome: Outcome) -> Result:
         error_class = ErrorClass(outcome.error_class or ErrorClass.CHECKSUM_MISMATCH)
         if error_class is ErrorClass.INTERRUPTED and (self.stop() or not outcome.bytes_moved):
-            return _released(item)
+            return replace(_released(item), delay_s=RELEASED_S)
         has_other = isinstance(item.action, planner.Transfer) and item.action.has_other
         following = planner.after_failure(error_class, item.wish, item.attempts, has_other, self.patience)
         return Result(
@@ -303,7 +306,7 @@ class Conveyor:
 
     def _give_up_overdue(self) -> None:
         """Forget flights that do not end: their leases run out, and the next owner asks the world first."""
-        for flight in [flight for flight in self._flights if time.monotonic() > flight.deadline + OVERDUE_S]:
+        for flight in [flight for flight in self._flights if time.monotonic() > flight.deadline + self.overdue_s]:
             log.warning(
                 "%s does not answer; %d requests wait for their leases",
                 flight.destination.storage_name,

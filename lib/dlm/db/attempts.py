@@ -58,7 +58,8 @@ def hold(tx: Tx, results: Collection[Result]) -> dict[int, Row[Any]]:
     """Lock the requests that are still ours (active, and the fence stands), by id; one statement."""
     rows = tx.rows(
         """SELECT r.id, r.did_id, r.storage_id, r.size_bytes, r.attempts, r.is_cancelled
-             FROM request r JOIN unnest(%(ids)s::bigint[], %(fences)s::int[]) AS f (id, fence) ON f.id = r.id AND f.fence = r.fence
+             FROM request r
+             JOIN unnest(%(ids)s::bigint[], %(fences)s::int[]) AS f (id, fence) ON f.id = r.id AND f.fence = r.fence
             WHERE r.state = 'active' ORDER BY r.did_id, r.storage_id FOR UPDATE OF r""",
         ids=[result.request_id for result in results],
         fences=[result.fence for result in results],
@@ -75,7 +76,8 @@ def learn_checksums(tx: Tx, found: Mapping[int, str]) -> dict[int, Checksums]:
         return {}
     rows = tx.rows(
         """WITH held AS (SELECT d.id, d.adler32, d.md5, d.sha256, f.adler32 AS found
-                           FROM did d JOIN unnest(%(ids)s::bigint[], %(adler32s)s::text[]) AS f (id, adler32) ON f.id = d.id
+                           FROM did d
+                           JOIN unnest(%(ids)s::bigint[], %(adler32s)s::text[]) AS f (id, adler32) ON f.id = d.id
                           ORDER BY d.id FOR UPDATE OF d),
                 learnt AS (UPDATE did d SET adler32 = h.found FROM held h
                             WHERE d.id = h.id AND h.adler32 IS NULL AND h.md5 IS NULL AND h.sha256 IS NULL)
@@ -199,11 +201,13 @@ def note(tx: Tx, results: Sequence[Result], held: Mapping[int, Row[Any]]) -> Non
         return
     rows = [held[result.request_id] for result in results]
     tx.run(
-        """INSERT INTO attempt (did_id, storage_id, ended_at, request_id, number, source_storage_id, outcome, size_bytes,
-                                duration_s, error_class, error)
-           SELECT did_id, storage_id, %(now)s, id, number, source_id, outcome, size_bytes, duration_s, error_class, error
-             FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(ids)s::bigint[], %(numbers)s::smallint[], %(sources)s::int[],
-                         %(outcomes)s::text[], %(sizes)s::bigint[], %(durations)s::real[], %(classes)s::text[], %(errors)s::text[])
+        """INSERT INTO attempt (did_id, storage_id, ended_at, request_id, number, source_storage_id, outcome,
+                                size_bytes, duration_s, error_class, error)
+           SELECT did_id, storage_id, %(now)s, id, number, source_id, outcome, size_bytes, duration_s,
+                  error_class, error
+             FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(ids)s::bigint[], %(numbers)s::smallint[],
+                         %(sources)s::int[], %(outcomes)s::text[], %(sizes)s::bigint[], %(durations)s::real[],
+                         %(classes)s::text[], %(errors)s::text[])
                AS a (did_id, storage_id, id, number, source_id, outcome, size_bytes, duration_s, error_class, error)""",
         dids=[row.did_id for row in rows],
         storages=[row.storage_id for row in rows],
@@ -244,9 +248,11 @@ def wake_sourceless(tx: Tx, did_ids: Collection[int]) -> int:
         return 0
     return tx.run(
         """WITH held AS (SELECT r.id FROM request r
-                          WHERE r.did_id = ANY (%(dids)s::bigint[]) AND r.state = 'parked' AND r.error_class = %(no_source)s
+                          WHERE r.did_id = ANY (%(dids)s::bigint[]) AND r.state = 'parked'
+                            AND r.error_class = %(no_source)s
                           ORDER BY r.did_id, r.storage_id FOR UPDATE SKIP LOCKED)
-           UPDATE request r SET state = 'queued', attempts = 0, next_attempt_at = %(now)s FROM held WHERE r.id = held.id""",
+           UPDATE request r SET state = 'queued', attempts = 0, next_attempt_at = %(now)s
+             FROM held WHERE r.id = held.id""",
         dids=sorted(set(did_ids)),
         no_source=str(ErrorClass.NO_SOURCE),
     ).rowcount

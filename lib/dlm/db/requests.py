@@ -57,17 +57,21 @@ def recover(tx: Tx, limit: int, *, max_attempts: int, backoff_s: float, parked_r
                           WHERE state = 'active' AND claimed_until <= %(now)s
                           ORDER BY claimed_until LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
                 back AS (UPDATE request r
-                            SET state = CASE WHEN is_last AND NOT r.is_cancelled THEN 'parked' ELSE 'queued' END::request_state,
+                            SET state = CASE WHEN is_last AND NOT r.is_cancelled
+                                              THEN 'parked' ELSE 'queued' END::request_state,
                                 next_attempt_at = %(now)s + make_interval(secs => CASE
                                     WHEN r.is_cancelled THEN 0
                                     WHEN is_last THEN %(parked_retry_s)s
                                     ELSE %(backoff_s)s * greatest(r.attempts - 1, 0) END::float8),
-                                claimed_until = NULL, fence = r.fence + 1, error_class = %(error_class)s, error = %(error)s
+                                claimed_until = NULL, fence = r.fence + 1,
+                                error_class = %(error_class)s, error = %(error)s
                            FROM late WHERE r.id = late.id
                          RETURNING r.id, r.did_id, r.storage_id, r.state, r.attempts, r.source_storage_id),
-                noted AS (INSERT INTO attempt (did_id, storage_id, ended_at, request_id, number, source_storage_id, outcome, error_class, error)
+                noted AS (INSERT INTO attempt (did_id, storage_id, ended_at, request_id, number, source_storage_id,
+                                               outcome, error_class, error)
                           SELECT did_id, storage_id, %(now)s, id, attempts, source_storage_id,
-                                 CASE WHEN state = 'parked' THEN 'parked' ELSE 'retry' END, %(error_class)s, %(error)s FROM back)
+                                 CASE WHEN state = 'parked' THEN 'parked' ELSE 'retry' END, %(error_class)s, %(error)s
+                            FROM back)
            SELECT id, did_id, storage_id, state FROM back""",
         limit=limit,
         max_attempts=max_attempts,
@@ -83,7 +87,8 @@ def retry_parked(tx: Tx, limit: int, max_attempts: int) -> int:
     return tx.run(
         """WITH due AS (SELECT id FROM request WHERE state = 'parked' AND next_attempt_at <= %(now)s
                          ORDER BY next_attempt_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
-           UPDATE request r SET state = 'queued', attempts = greatest(attempts, %(max_attempts)s) FROM due WHERE r.id = due.id""",
+           UPDATE request r SET state = 'queued', attempts = greatest(attempts, %(max_attempts)s)
+             FROM due WHERE r.id = due.id""",
         limit=limit,
         max_attempts=max_attempts,
     ).rowcount
@@ -110,7 +115,7 @@ def age(tx: Tx, after_s: float, limit: int) -> int:
 
 
 def lanes(tx: Tx, max_active: int, limit: int) -> Sequence[Row[Any]]:
-    """Lanes with due requests, and the room at their storage; at most `limit` requests of each are counted; one statement."""
+    """Lanes with due requests, counted up to `limit`, and the room at their storage; one statement."""
     return tx.rows(
         """WITH busy AS (SELECT storage_id, count(*) AS active FROM request WHERE state = 'active' GROUP BY storage_id),
                 open AS (SELECT s.id, %(max_active)s - coalesce(b.active, 0) AS room
@@ -135,8 +140,8 @@ _LEASE = """
        SET state = 'active', fence = r.fence + 1, attempts = least(r.attempts + 1, 1000),
            claimed_until = %(now)s + make_interval(secs => %(base_s)s + t.total_bytes::float8 / %(rate_bytes_s)s)
       FROM taken t WHERE r.id = t.id
-    RETURNING r.id, r.did_id, r.storage_id, r.size_bytes, r.fence, r.attempts, r.is_cancelled, r.is_repair, r.created_at,
-              r.claimed_until"""
+    RETURNING r.id, r.did_id, r.storage_id, r.size_bytes, r.fence, r.attempts, r.is_cancelled, r.is_repair,
+              r.created_at, r.claimed_until"""
 
 
 def claim(tx: Tx, takes: Sequence[tuple[int, int, int]], lease: Lease) -> Sequence[Row[Any]]:
@@ -149,15 +154,17 @@ def claim(tx: Tx, takes: Sequence[tuple[int, int, int]], lease: Lease) -> Sequen
                                     AS l (storage_id, priority, take)),
                  due AS MATERIALIZED (
                      SELECT r.* FROM lane l CROSS JOIN LATERAL (
-                            SELECT id, storage_id, priority, next_attempt_at, size_bytes::numeric * (attempts + 1) AS weight
+                            SELECT id, storage_id, priority, next_attempt_at,
+                                   size_bytes::numeric * (attempts + 1) AS weight
                               FROM request
                              WHERE state = 'queued' AND storage_id = l.storage_id AND priority = l.priority
                                AND next_attempt_at <= %(now)s
                              ORDER BY next_attempt_at, id LIMIT l.take FOR UPDATE SKIP LOCKED) r),
-                 turned AS (SELECT id, weight, row_number() OVER (PARTITION BY storage_id ORDER BY priority DESC, next_attempt_at, id) AS turn
-                              FROM due),
+                 turned AS (SELECT id, weight, row_number() OVER (PARTITION BY storage_id
+                                                    ORDER BY priority DESC, next_attempt_at, id) AS turn FROM due),
                  summed AS (SELECT id, weight, sum(weight) OVER (ORDER BY turn, id) AS upto FROM turned),
-                 taken AS (SELECT id, max(upto) OVER () AS total_bytes FROM summed WHERE upto - weight < %(batch_bytes)s)
+                 taken AS (SELECT id, max(upto) OVER () AS total_bytes FROM summed
+                            WHERE upto - weight < %(batch_bytes)s)
             {_LEASE}""",
         storages=[take[0] for take in takes],
         priorities=[take[1] for take in takes],
@@ -236,11 +243,13 @@ def load_replicas(tx: Tx, did_ids: Collection[int]) -> Sequence[Row[Any]]:
 def load_holds(tx: Tx, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
     """(id, source_expression_id) for every request that a lock holds, once per expression (or null); one statement."""
     return tx.rows(
-        """WITH q AS (SELECT * FROM unnest(%(ids)s::bigint[], %(dids)s::bigint[], %(storages)s::int[]) AS q (id, did_id, storage_id)),
+        """WITH q AS (SELECT * FROM unnest(%(ids)s::bigint[], %(dids)s::bigint[], %(storages)s::int[])
+                               AS q (id, did_id, storage_id)),
                 held AS (SELECT q.id, l.rule_id FROM q JOIN lock l USING (did_id, storage_id) WHERE NOT l.is_released
                          UNION
                          SELECT q.id, l.rule_id FROM q JOIN attachment a ON a.child_id = q.did_id
-                           JOIN lock l ON l.did_id = a.parent_id AND l.storage_id = q.storage_id WHERE NOT l.is_released)
+                           JOIN lock l ON l.did_id = a.parent_id AND l.storage_id = q.storage_id
+                          WHERE NOT l.is_released)
            SELECT DISTINCT held.id, rule.source_expression_id FROM held JOIN rule ON rule.id = held.rule_id""",
         ids=[row.id for row in rows],
         dids=[row.did_id for row in rows],
@@ -276,7 +285,8 @@ _SHOWN = """
     SELECT q.id, q.did_id, s.name AS scope, d.name, q.storage_id, t.name AS storage, q.state, q.size_bytes, q.priority,
            q.activity, q.attempts, q.created_at, q.next_attempt_at, q.claimed_until, q.is_cancelled, q.is_repair,
            q.source_storage_id, f.name AS source, q.error_class, q.error
-      FROM request q JOIN did d ON d.id = q.did_id JOIN scope s ON s.id = d.scope_id JOIN storage t ON t.id = q.storage_id
+      FROM request q JOIN did d ON d.id = q.did_id JOIN scope s ON s.id = d.scope_id
+      JOIN storage t ON t.id = q.storage_id
       LEFT JOIN storage f ON f.id = q.source_storage_id"""
 _MATCHES = """
     (%(ids)s::bigint[] IS NULL OR q.id = ANY (%(ids)s::bigint[]))
@@ -285,7 +295,8 @@ _MATCHES = """
     AND (%(did_id)s::bigint IS NULL OR q.did_id = %(did_id)s
          OR EXISTS (SELECT FROM attachment a WHERE a.parent_id = %(did_id)s AND a.child_id = q.did_id))
     AND (%(rule_id)s::bigint IS NULL
-         OR EXISTS (SELECT FROM lock l WHERE l.rule_id = %(rule_id)s AND l.storage_id = q.storage_id AND l.did_id = q.did_id)
+         OR EXISTS (SELECT FROM lock l
+                     WHERE l.rule_id = %(rule_id)s AND l.storage_id = q.storage_id AND l.did_id = q.did_id)
          OR EXISTS (SELECT FROM attachment a JOIN lock l ON l.did_id = a.parent_id
                      WHERE a.child_id = q.did_id AND l.rule_id = %(rule_id)s AND l.storage_id = q.storage_id))"""
 
@@ -331,7 +342,8 @@ def attempts_of(tx: Tx, did_id: int, storage_id: int, limit: int = 100) -> Seque
         """SELECT a.ended_at, a.request_id, a.number, a.source_storage_id, s.name AS source, a.outcome, a.size_bytes,
                   a.duration_s, a.error_class, a.error
              FROM attempt a LEFT JOIN storage s ON s.id = a.source_storage_id
-            WHERE a.did_id = %(did_id)s AND a.storage_id = %(storage_id)s ORDER BY a.ended_at DESC, a.number DESC LIMIT %(limit)s""",
+            WHERE a.did_id = %(did_id)s AND a.storage_id = %(storage_id)s
+            ORDER BY a.ended_at DESC, a.number DESC LIMIT %(limit)s""",
         did_id=did_id,
         storage_id=storage_id,
         limit=limit,
@@ -343,7 +355,8 @@ def retry(tx: Tx, filters: Filters) -> int:
     done = tx.run(
         f"""WITH held AS (SELECT q.id FROM request q WHERE q.state = 'parked' AND {_MATCHES}
                           ORDER BY q.did_id, q.storage_id FOR UPDATE OF q)
-            UPDATE request r SET state = 'queued', attempts = 0, next_attempt_at = %(now)s FROM held WHERE r.id = held.id""",
+            UPDATE request r SET state = 'queued', attempts = 0, next_attempt_at = %(now)s
+              FROM held WHERE r.id = held.id""",
         **_values(filters),
     ).rowcount
     changes.wake(tx, "conveyor")
@@ -357,7 +370,8 @@ def cancel_for(tx: Tx, pairs: Collection[tuple[int, int]]) -> int:
     """
     done = tx.run(
         """WITH held AS (SELECT r.id FROM request r
-                           JOIN unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id) USING (did_id, storage_id)
+                           JOIN unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id)
+                          USING (did_id, storage_id)
                           ORDER BY r.did_id, r.storage_id FOR UPDATE OF r)
            UPDATE request r
               SET is_cancelled = true,
@@ -384,7 +398,8 @@ def next_due(tx: Tx) -> float | None:
     """Seconds until a queued request at a storage that takes data is due, or a lease ends; one statement."""
     return tx.scalar(
         """SELECT extract(epoch FROM least(
-                    (SELECT min(r.next_attempt_at) FROM storage s CROSS JOIN unnest(%(priorities)s::smallint[]) AS p (priority)
+                    (SELECT min(r.next_attempt_at)
+                       FROM storage s CROSS JOIN unnest(%(priorities)s::smallint[]) AS p (priority)
                       CROSS JOIN LATERAL (SELECT next_attempt_at FROM request
                                            WHERE state = 'queued' AND storage_id = s.id AND priority = p.priority
                                            ORDER BY next_attempt_at LIMIT 1) r
