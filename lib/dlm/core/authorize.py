@@ -84,7 +84,8 @@ def shipped() -> Policy:
 def load(path: Path) -> Policy:
     """The shipped policy with the site's document laid over it, permission by permission.
 
-    NotFound when there is none; InvalidInput for one that is not TOML, names a permission that dlm has not, or grants to what is no role.
+    NotFound when there is none; InvalidInput for one that is not TOML, names a permission that dlm has not, or grants
+    it to what is no role.
     """
     if not path.is_file():
         raise NotFound(f"there is no policy document {path}", field="web_policy_file")

@@ -103,11 +103,7 @@ def answer_bug(error: Exception) -> Response:
 
 def problem(kind: Kind, body: dict[str, Any]) -> Response:
     """The response for a kind of problem; members that are None are left out."""
-    members = {
-        "type": f"/problems/{kind.slug}",
-        "title": kind.title,
-        "status": kind.status,
-        **{name: value for name, value in body.items() if value is not None},
-        "request_id": g.get("request_id", ""),
-    }
+    own = {"type": f"/problems/{kind.slug}", "title": kind.title, "status": kind.status}
+    facts = {name: value for name, value in body.items() if value is not None and name not in own}
+    members = {**own, **facts, "request_id": g.get("request_id", "")}
     return Response(json.dumps(members), HTTPStatus(kind.status), mimetype=MIMETYPE)
