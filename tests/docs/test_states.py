@@ -7,7 +7,7 @@ import re
 from enum import StrEnum
 
 import pytest
-from docs.pages import DOCS, first_column, sections
+from pages import DOCS, first_column, sections
 
 from dlm import types
 from dlm.db import models
