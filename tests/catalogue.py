@@ -36,7 +36,9 @@ def collect(tx: Tx, *names: str, kind: DidKind = DidKind.DATASET, **facts: Any) 
 
 def columns(number: int, start: int = 0) -> files.Files:
     """Files f00000, f00001, … of 10 bytes each."""
-    items = [{"name": f"f{index:05d}", "size_bytes": 10, "adler32": f"{index:08x}"} for index in range(start, start + number)]
+    items = [
+        {"name": f"f{index:05d}", "size_bytes": 10, "adler32": f"{index:08x}"} for index in range(start, start + number)
+    ]
     return files.read(items, "demo")
 
 
@@ -87,7 +89,7 @@ class Beside:
     def _run(self) -> None:
         try:
             self._act()
-        except Exception as error:  # handed to the test, which judges it
+        except Exception as error:  # noqa: BLE001  handed to the test, which judges it
             self.errors.append(error)
 
     def finish(self) -> list[type[Exception]]:

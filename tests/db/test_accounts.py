@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from catalogue import fill, last_event
 
+from catalogue import fill, last_event
 from dlm.clock import ManualClock
 from dlm.core import accounts
 from dlm.db import usage
@@ -26,7 +26,11 @@ def test_an_account_is_added_listed_and_updated(database: Database) -> None:
         accounts.add_account(tx, "bob", "service", roles=["reader"])
         accounts.update_account(tx, "bob", roles=["admin", "reader"])
         event = last_event(tx)
-        assert (event.action, event.before["roles"], event.after["roles"]) == ("updated", ["reader"], ["admin", "reader"])
+        assert (event.action, event.before["roles"], event.after["roles"]) == (
+            "updated",
+            ["reader"],
+            ["admin", "reader"],
+        )
         rows, cursor = accounts.list_accounts(tx, Page(limit=1))
         assert ([row.name for row in rows], cursor) == (["ann"], "ann")
         rows, cursor = accounts.list_accounts(tx, Page(limit=5, after=cursor))

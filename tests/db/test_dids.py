@@ -6,8 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from catalogue import Beside, changes, collect, fill, last_event, refs, register, wait_until_blocked
 
+from catalogue import Beside, changes, collect, fill, last_event, refs, register, wait_until_blocked
 from dlm.clock import ManualClock
 from dlm.core import dids
 from dlm.db import dids as rows

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catalogue import Beside, changes, collect, fill, last_event, refs, register, usage, wait_until_blocked
 
+from catalogue import Beside, changes, collect, fill, last_event, refs, register, usage, wait_until_blocked
 from dlm import did as codec
 from dlm.core import dids, files, replicas, storages
 from dlm.db import arrays
@@ -52,10 +52,21 @@ def test_a_registered_file_waits_to_be_verified_and_has_no_tombstone(database: D
         done = register(tx, 1)
         row = tx.one("SELECT * FROM replica")
         assert row is not None
-        assert (row.did_id, row.storage_id, row.state, row.size_bytes) == (done.did_ids[0], storage_id(tx), "unverified", 10)
+        assert (row.did_id, row.storage_id, row.state, row.size_bytes) == (
+            done.did_ids[0],
+            storage_id(tx),
+            "unverified",
+            10,
+        )
         assert (row.verified_at, row.next_check_at, row.tombstone_at, row.path) == (None, tx.now, None, None)
         file = dids.get(tx, "demo", "f00000")
-        assert (file.kind, file.size_bytes, file.files, file.adler32, file.account) == ("file", 10, 1, "00000000", "ann")
+        assert (file.kind, file.size_bytes, file.files, file.adler32, file.account) == (
+            "file",
+            10,
+            1,
+            "00000000",
+            "ann",
+        )
         assert changes(tx) == [("arrived", None, storage_id(tx), done.did_ids)]
         assert usage(tx) == (10, 1)
         assert (last_event(tx).action, last_event(tx).after["files"]) == ("registered", 1)
@@ -69,7 +80,12 @@ def test_registering_ten_thousand_files_takes_as_many_statements_as_ten(database
             before = tx.statements
             done = register(tx, number, start, dataset=("demo", f"ds{number}"))
             counts.append(tx.statements - before)
-            assert (done.new_dids, done.new_replicas, done.new_bytes, done.attached) == (number, number, 10 * number, number)
+            assert (done.new_dids, done.new_replicas, done.new_bytes, done.attached) == (
+                number,
+                number,
+                10 * number,
+                number,
+            )
     assert counts[0] == counts[1] <= 16
     with database.begin("test") as tx:
         assert usage(tx) == (100_100, 10_010)
@@ -99,7 +115,18 @@ def test_a_registration_can_be_repeated(database: Database) -> None:
 
 
 def test_names_of_every_kind_come_back_as_they_were(database: Database) -> None:
-    names = ['say "hi"', "back\\slash", "a,b", "{}", "NULL", "null", "100%", "ünï/cödé", "'; DROP TABLE did; --", "%(now)s"]
+    names = [
+        'say "hi"',
+        "back\\slash",
+        "a,b",
+        "{}",
+        "NULL",
+        "null",
+        "100%",
+        "ünï/cödé",
+        "'; DROP TABLE did; --",
+        "%(now)s",
+    ]
     with database.begin("test") as tx:
         done = replicas.register(
             tx,
@@ -107,7 +134,7 @@ def test_names_of_every_kind_come_back_as_they_were(database: Database) -> None:
             files.read([{"name": name, "size_bytes": 1, "path": f"in/{name}"} for name in names], "demo"),
         )
         stored = tx.rows("SELECT id, name FROM did WHERE kind = 'file'")
-        assert {row.id: row.name for row in stored} == dict(zip(done.did_ids, names))
+        assert {row.id: row.name for row in stored} == dict(zip(done.did_ids, names, strict=True))
         listed = replicas.list_by_storage(tx, "perth-disk")[0]
         assert {row.path for row in listed} == {f"in/{name}" for name in names}
         texts = [*names, None, ""]
@@ -153,7 +180,9 @@ def test_a_file_that_the_catalogue_knows_otherwise_stops_the_call(
 def test_a_checksum_that_the_catalogue_does_not_know_is_no_contradiction(database: Database) -> None:
     with database.begin("test") as tx:
         register(tx, 1)
-        replicas.register(tx, "perth-vault", files.read([{"name": "f00000", "size_bytes": 10, "md5": "0" * 32}], "demo"))
+        replicas.register(
+            tx, "perth-vault", files.read([{"name": "f00000", "size_bytes": 10, "md5": "0" * 32}], "demo")
+        )
 
 
 def test_names_of_collections_and_of_ended_files_are_not_files_to_register(database: Database) -> None:
@@ -175,7 +204,11 @@ def test_unknown_places_scopes_and_datasets_are_named(database: Database) -> Non
         dids.set_open(tx, "demo", "closed", False)
         for act, error, field in (
             (lambda: replicas.register(tx, "nowhere", one()), NotFound, "storage"),
-            (lambda: replicas.register(tx, "perth-disk", files.read([{"name": "a", "size_bytes": 1}], "nope")), NotFound, "scope"),
+            (
+                lambda: replicas.register(tx, "perth-disk", files.read([{"name": "a", "size_bytes": 1}], "nope")),
+                NotFound,
+                "scope",
+            ),
             (lambda: replicas.register(tx, "perth-disk", one(), dataset=("demo", "nope")), NotFound, "dataset"),
             (lambda: replicas.register(tx, "perth-disk", one(), dataset=("demo", "box")), InvalidInput, "dataset"),
             (lambda: replicas.register(tx, "perth-disk", one(), dataset=("demo", "closed")), Conflict, "dataset"),
@@ -362,7 +395,11 @@ def test_the_best_replica_is_verified_stays_and_can_be_read(database: Database) 
         register(tx, 1, storage="perth-vault", verified=True)
         best, second = replicas.best_replicas(tx, "demo", "f00000")
         assert (best.storage, second.storage) == ("perth-vault", "perth-disk")
-        assert (best.path, best.size_bytes, best.checksums.adler32) == (codec.derived_path("demo", "f00000"), 10, "00000000")
+        assert (best.path, best.size_bytes, best.checksums.adler32) == (
+            codec.derived_path("demo", "f00000"),
+            10,
+            "00000000",
+        )
         assert best.protocol.scheme == "posix"
         storages.update_storage(tx, "perth-vault", {"can_read": False}, "maintenance")
         assert [source.storage for source in replicas.best_replicas(tx, "demo", "f00000")] == ["perth-disk"]

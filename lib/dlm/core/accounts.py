@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm import did as codec
-from dlm.core.names import check_name, check_text
+from dlm.core.names import FIRST_PAGE, check_name, check_text
 from dlm.db import accounts, events, storages
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound, Unauthenticated
@@ -54,7 +54,7 @@ def get_account(tx: Tx, name: str, field: str = "account") -> Row[Any]:
     return row
 
 
-def list_accounts(tx: Tx, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+def list_accounts(tx: Tx, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
     """(accounts by name, cursor of the next page)."""
     rows = accounts.list_page(tx, page.after or "", page.limit)
     return rows, rows[-1].name if len(rows) == page.limit else None
@@ -171,11 +171,13 @@ def get_scopes(tx: Tx, names: Sequence[str], field: str = "scope") -> dict[str, 
     found = accounts.scopes(tx, sorted(set(names)))
     for name in names:
         if name not in found:
-            raise NotFound(f"there is no scope {codec.shown(name)}", field=field, hint="dlm-admin scope add NAME makes it")
+            raise NotFound(
+                f"there is no scope {codec.shown(name)}", field=field, hint="dlm-admin scope add NAME makes it"
+            )
     return found
 
 
-def list_scopes(tx: Tx, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+def list_scopes(tx: Tx, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
     """(scopes by name, cursor of the next page)."""
     rows = accounts.list_scopes(tx, page.after or "", page.limit)
     return rows, rows[-1].name if len(rows) == page.limit else None

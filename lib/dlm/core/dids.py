@@ -16,7 +16,7 @@ from sqlalchemy.engine import Row
 from dlm import did as codec
 from dlm.core import metadata as free
 from dlm.core.accounts import get_scope, get_scopes
-from dlm.core.names import check_batch, cursor_id
+from dlm.core.names import FIRST_PAGE, check_batch, cursor_id
 from dlm.db import changes, dids, events
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
@@ -90,29 +90,22 @@ def resolve(tx: Tx, refs: Sequence[Ref], field: str = "dids", *, live: bool = Tr
     return rows
 
 
-def list_dids(tx: Tx, which: Filter, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+def list_dids(tx: Tx, which: Filter, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
     """(DIDs of the scope that have not ended, by name; cursor of the next page)."""
     scope = get_scope(tx, which.scope)
-    rows = dids.list_in_scope(
-        tx,
-        scope.id,
-        like=None if which.pattern is None else _like(which.pattern),
-        kind=which.kind,
-        equal=which.equal,
-        having=which.having,
-        after=page.after or "",
-        limit=page.limit,
-    )
+    like = None if which.pattern is None else _like(which.pattern)
+    wanted = dids.Wanted(like, which.kind, which.equal, which.having)
+    rows = dids.list_in_scope(tx, scope.id, wanted, page.after or "", page.limit)
     return rows, rows[-1].name if len(rows) == page.limit else None
 
 
-def contents(tx: Tx, scope: str, name: str, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+def contents(tx: Tx, scope: str, name: str, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
     """(what the collection holds directly, cursor of the next page)."""
     rows = dids.contents(tx, get(tx, scope, name).id, cursor_id(page.after) or 0, page.limit)
     return rows, str(rows[-1].id) if len(rows) == page.limit else None
 
 
-def parents(tx: Tx, scope: str, name: str, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+def parents(tx: Tx, scope: str, name: str, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
     """(the collections that hold the DID directly, cursor of the next page)."""
     rows = dids.parents(tx, get(tx, scope, name).id, cursor_id(page.after) or 0, page.limit)
     return rows, str(rows[-1].id) if len(rows) == page.limit else None
@@ -141,21 +134,14 @@ def add_collections(tx: Tx, items: Sequence[NewCollection]) -> list[int]:
     for index, item in enumerate(items):
         _check_new(tx, item, f"dids[{index}]")
     scopes = get_scopes(tx, [item.scope for item in items])
-    rows = dids.insert_collections(
-        tx,
-        [scopes[item.scope].id for item in items],
-        [item.name for item in items],
-        [str(item.kind) for item in items],
-        [item.is_monotonic for item in items],
-        [item.metadata for item in items],
-        [item.expires_at for item in items],
-        tx.actor.account_id,
-    )
+    new = [
+        dids.NewRow(scopes[item.scope].id, item.name, item.kind, item.is_monotonic, item.metadata, item.expires_at)
+        for item in items
+    ]
+    rows = dids.insert_collections(tx, new, tx.actor.account_id)
     made = {row.ordinal - 1: row.id for row in rows}
     _require_all_made(items, made)
-    events.record_many(
-        tx, "did", "added", [(made[index], None, _new_shown(item)) for index, item in enumerate(items)]
-    )
+    events.record_many(tx, "did", "added", [(made[index], None, _new_shown(item)) for index, item in enumerate(items)])
     return [made[index] for index in range(len(items))]
 
 
@@ -252,7 +238,7 @@ def require_open(tx: Tx, scope: str, name: str, field: str = "did") -> Row[Any]:
 
 def put_in(tx: Tx, parent: Row[Any], child_ids: Sequence[int], sizes: Sequence[int]) -> Attached:
     """Attach checked children (each once or more) to an open collection; at most five statements."""
-    unique = dict(zip(child_ids, sizes))
+    unique = dict(zip(child_ids, sizes, strict=True))
     new = dids.attach(tx, parent.id, list(unique), list(unique.values()))
     added = len(new.ids or ())
     if added:

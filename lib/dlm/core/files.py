@@ -24,7 +24,7 @@ Column = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Checked files in columns of one length, or None for a column without values. A path of None is the derived one."""
+    """Checked files in columns of one length; a column without values is None, and a path of None the derived one."""
 
     scopes: list[str]
     names: list[str]
@@ -47,9 +47,9 @@ class Files:
 
 
 def read(items: Sequence[Mapping[str, Any]], scope: str | None = None, field: str = "files") -> Files:
-    """The files that the items (objects with KEYS, as JSON brings them) describe; `scope` is theirs unless they name one.
+    """The files that the items (objects with KEYS, as JSON brings them) describe; InvalidInput names the first wrong.
 
-    InvalidInput names the first item that is not valid.
+    `scope` is that of items without their own.
     """
     check_batch(len(items), field)
     present = _keys(items, field)
@@ -58,7 +58,7 @@ def read(items: Sequence[Mapping[str, Any]], scope: str | None = None, field: st
     scopes = _scopes(items, present, scope, field)
     codec.check_names(names, field)
     _check_sizes(sizes, field)
-    _refuse_twice(list(zip(scopes, names)), "this file", field)
+    _refuse_twice(list(zip(scopes, names, strict=True)), "this file", field)
     return Files(
         scopes,
         names,
@@ -103,11 +103,11 @@ def _scopes(items: Sequence[Mapping[str, Any]], present: frozenset[str], scope: 
             raise InvalidInput("no scope is given", field="scope", hint="for all files, or in each of them")
         codec.check_scope(scope, "scope")
         return [scope] * len(items)
-    scopes = [value or scope for value in _column(items, "scope", str, field, optional=True)]
+    scopes = [value or scope or "" for value in _column(items, "scope", str, field, optional=True)]
     valid: set[str] = set()
     for index, value in enumerate(scopes):
         if value not in valid:
-            codec.check_scope(value or "", f"{field}[{index}].scope")
+            codec.check_scope(value, f"{field}[{index}].scope")
             valid.add(value)
     return scopes
 
@@ -119,7 +119,9 @@ def _check_sizes(sizes: list[int], field: str) -> None:
     raise InvalidInput(f"a size is 0 to {MAX_BYTES} bytes", field=f"{field}[{index}].size_bytes")
 
 
-def _digests(items: Sequence[Mapping[str, Any]], name: str, present: frozenset[str], field: str) -> list[str | None] | None:
+def _digests(
+    items: Sequence[Mapping[str, Any]], name: str, present: frozenset[str], field: str
+) -> list[str | None] | None:
     if name not in present:
         return None
     values = _column(items, name, str, field, optional=True)

@@ -16,7 +16,7 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # PostgreSQL cannot store it in 
 
 
 def check(metadata: Mapping[str, Any], field: str) -> None:
-    """Refuse what is no JSON object, or more of it than a row should carry. Nothing here recurses before the depth is known."""
+    """Refuse what is no JSON object, or more than a row should carry. Nothing recurses before the depth is known."""
     if not isinstance(metadata, Mapping):
         raise InvalidInput("metadata is an object of keys and values", field=field)
     for key in metadata:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 from dlm.errors import InvalidInput, TooLarge
+from dlm.types import Page
 
 MAX_NAME_CHARACTERS = 64
 MAX_TEXT_CHARACTERS = 500
 MAX_BATCH = 10_000  # items in one call
+FIRST_PAGE = Page()
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -30,7 +32,9 @@ def check_text(text: str | None, field: str, *, required: bool = False) -> None:
             raise InvalidInput(f"{field} is missing", field=field, hint="say why, in a few words")
         return
     if len(text) > MAX_TEXT_CHARACTERS:
-        raise InvalidInput(f"{field} has {len(text):,} characters, at most {MAX_TEXT_CHARACTERS} are allowed", field=field)
+        raise InvalidInput(
+            f"{field} has {len(text):,} characters, at most {MAX_TEXT_CHARACTERS} are allowed", field=field
+        )
     if _UNPRINTABLE.search(text):
         raise InvalidInput(f"{field} holds a control character", field=field, hint="write it in one line of plain text")
 
@@ -40,13 +44,19 @@ def check_batch(number: int, field: str) -> None:
     if number == 0:
         raise InvalidInput(f"{field} is empty", field=field)
     if number > MAX_BATCH:
-        raise TooLarge(f"{number:,} items in one call, at most {MAX_BATCH:,} are allowed", field=field, hint="split the call")
+        raise TooLarge(
+            f"{number:,} items in one call, at most {MAX_BATCH:,} are allowed", field=field, hint="split the call"
+        )
 
 
 def check_uuid(text: str, noun: str) -> None:
     """Refuse what is no UUID, before the database does it less kindly."""
     if _UUID.fullmatch(text) is None:
-        raise InvalidInput(f"{text[:MAX_NAME_CHARACTERS]!r} is no id of a {noun}", field=noun, hint="an id looks like 01234567-89ab-cdef-0123-456789abcdef")
+        raise InvalidInput(
+            f"{text[:MAX_NAME_CHARACTERS]!r} is no id of a {noun}",
+            field=noun,
+            hint="an id looks like 01234567-89ab-cdef-0123-456789abcdef",
+        )
 
 
 def cursor_id(after: str | None) -> int | None:

@@ -15,7 +15,7 @@ from dlm.core import dids as did_cases
 from dlm.core.accounts import get_scopes
 from dlm.core.dids import Ref
 from dlm.core.files import ALGORITHMS, Files
-from dlm.core.names import check_batch, check_text, cursor_id
+from dlm.core.names import FIRST_PAGE, check_batch, check_text, cursor_id
 from dlm.core.storages import get_storage
 from dlm.db import arrays, breakers, changes, dids, events, replicas, storages, usage
 from dlm.db.engine import Tx
@@ -69,8 +69,8 @@ def register(
     """Enter files that are at the storage already: DIDs as needed, replicas, and (if named) a place in the dataset.
 
     All or nothing: Conflict names the first file that the catalogue knows otherwise. What is registered already counts
-    as done, so a call may be repeated. `verified` says that the caller has just read the stored bytes and compared them;
-    otherwise the auditor does, from now on. At most 18 statements for any number of files.
+    as done, so a call may be repeated. `verified` says that the caller has just read the stored bytes and compared
+    them; otherwise the auditor does, from now on. At most 18 statements for any number of files.
     """
     place = get_storage(tx, storage)
     parent = None if dataset is None else _dataset(tx, dataset)
@@ -185,7 +185,7 @@ def stream(tx: Tx, scope: str, name: str) -> Iterator[Row[Any]]:
     return replicas.list_of_datasets(tx, [below.dataset_id for below in dids.datasets_below(tx, [row.id])])
 
 
-def list_by_dids(tx: Tx, refs: Sequence[Ref], page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+def list_by_dids(tx: Tx, refs: Sequence[Ref], page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
     """(replicas of these files and of all files below these collections, cursor of the next page)."""
     check_batch(len(refs), "dids")
     rows = did_cases.resolve(tx, refs, live=False)
@@ -197,7 +197,7 @@ def list_by_dids(tx: Tx, refs: Sequence[Ref], page: Page = Page()) -> tuple[Sequ
 
 
 def list_by_storage(
-    tx: Tx, storage: str, state: ReplicaState | None = None, page: Page = Page()
+    tx: Tx, storage: str, state: ReplicaState | None = None, page: Page = FIRST_PAGE
 ) -> tuple[Sequence[Row[Any]], str | None]:
     """(replicas at the storage, cursor of the next page)."""
     found = replicas.page_of_storage(tx, get_storage(tx, storage).id, state, cursor_id(page.after) or 0, page.limit)
@@ -223,7 +223,8 @@ def best_replicas(tx: Tx, scope: str, name: str) -> list[Source]:
     ways = storages.protocols(tx, [replica.storage_id for replica in found])
     checksums = Checksums(row.adler32, row.md5, row.sha256)
     return [
-        Source(item.storage, ways[item.storage_id], path_of(item), item.state, item.size_bytes, checksums) for item in found
+        Source(item.storage, ways[item.storage_id], path_of(item), item.state, item.size_bytes, checksums)
+        for item in found
     ]
 
 
@@ -240,7 +241,7 @@ def declare_bad(tx: Tx, items: Sequence[tuple[str, str, str]], reason: str) -> i
     check_text(reason, "reason", required=True)
     rows = did_cases.resolve(tx, [(scope, name) for scope, name, _ in items], "replicas", live=False)
     places = {name: get_storage(tx, name).id for name in sorted({storage for _, _, storage in items})}
-    named = [(row.id, places[storage]) for row, (_, _, storage) in zip(rows, items)]
+    named = [(row.id, places[storage]) for row, (_, _, storage) in zip(rows, items, strict=True)]
     states = {(row.did_id, row.storage_id): row.state for row in replicas.hold_files(tx, [did for did, _ in named])}
     _refuse_undeclarable(items, named, states)
     good = (ReplicaState.AVAILABLE, ReplicaState.UNVERIFIED)
@@ -262,12 +263,16 @@ def _refuse_undeclarable(
         if state is None or state == ReplicaState.DELETED:
             raise NotFound(f"{shown} has no replica at {storage}", field=f"replicas[{index}]")
         if state in (ReplicaState.COPYING, ReplicaState.DELETING):
-            raise Conflict(f"{shown} is {state} at {storage}", field=f"replicas[{index}]", hint="wait until that has ended")
+            raise Conflict(
+                f"{shown} is {state} at {storage}", field=f"replicas[{index}]", hint="wait until that has ended"
+            )
 
 
 def _record_bad(tx: Tx, harmed: Sequence[tuple[int, int]], reason: str) -> None:
     per_storage = Counter(storage_id for _, storage_id in harmed)
-    summary = [(storage_id, None, {"files": number, "reason": reason}) for storage_id, number in sorted(per_storage.items())]
+    summary = [
+        (storage_id, None, {"files": number, "reason": reason}) for storage_id, number in sorted(per_storage.items())
+    ]
     events.record_many(tx, "storage", "replicas declared bad", summary)
     if len(harmed) <= MAX_EVENTS:
         single = [(did_id, None, {"storage_id": storage_id, "reason": reason}) for did_id, storage_id in harmed]

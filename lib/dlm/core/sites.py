@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm import did as codec
-from dlm.core.names import check_name, check_text
+from dlm.core.names import FIRST_PAGE, check_name, check_text
 from dlm.db import changes, events, sites
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
@@ -25,7 +25,9 @@ def add_site(tx: Tx, name: str, facts: Mapping[str, Any] | None = None) -> Row[A
     _check(values)
     row = sites.insert(tx, name, values)
     if row is None:
-        raise Conflict(f"site {name} exists already", field="name", hint="names are never used twice, also not after deletion")
+        raise Conflict(
+            f"site {name} exists already", field="name", hint="names are never used twice, also not after deletion"
+        )
     events.record(tx, "site", row.id, "added", after={"name": name, **values})
     return row
 
@@ -38,7 +40,7 @@ def get_site(tx: Tx, name: str, field: str = "site") -> Row[Any]:
     return row
 
 
-def list_sites(tx: Tx, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+def list_sites(tx: Tx, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
     """(sites by name, cursor of the next page)."""
     rows = sites.list_page(tx, page.after or "", page.limit)
     return rows, rows[-1].name if len(rows) == page.limit else None

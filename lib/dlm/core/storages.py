@@ -1,6 +1,6 @@
 """Use cases around storages: add, switch, describe, retire.
 
-Whoever changes a storage writes an event with before and after, and tells the judge: the sets of expressions may change.
+Whoever changes a storage writes an event with before and after, and tells the judge: expressions may match others now.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy.engine import Row
 
 from dlm import did as codec
 from dlm.core.expression import RESERVED_KEYS
-from dlm.core.names import check_name, check_text
+from dlm.core.names import FIRST_PAGE, check_name, check_text
 from dlm.db import changes, events, sites, storages
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound, StorageError
@@ -79,7 +79,9 @@ def add_storage(tx: Tx, new: NewStorage, take_root: bool = True) -> Row[Any]:
     _check_protocols(new.protocols)
     site = sites.hold(tx, new.site)
     if site is None:
-        raise NotFound(f"there is no site {codec.shown(new.site)}", field="site", hint="dlm-admin site add NAME makes it")
+        raise NotFound(
+            f"there is no site {codec.shown(new.site)}", field="site", hint="dlm-admin site add NAME makes it"
+        )
     made = storages.insert(tx, site.id, new.values())
     if made is None:
         hint = "names are never used twice, also not after a storage is retired"
@@ -101,7 +103,7 @@ def get_storage(tx: Tx, name: str, field: str = "storage") -> Row[Any]:
     return row
 
 
-def list_storages(tx: Tx, page: Page = Page()) -> tuple[Sequence[Row[Any]], str | None]:
+def list_storages(tx: Tx, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
     """(storages by name, cursor of the next page)."""
     rows = storages.list_page(tx, page.after or "", page.limit)
     return rows, rows[-1].name if len(rows) == page.limit else None
@@ -120,7 +122,9 @@ def update_storage(tx: Tx, name: str, facts: Mapping[str, Any], reason: str | No
     """
     row = _held(tx, name)
     for unknown in facts.keys() - set(CHANGEABLE):
-        raise InvalidInput(f"{unknown!r} of a storage cannot be changed", field=unknown, hint=f"one of {', '.join(CHANGEABLE)}")
+        raise InvalidInput(
+            f"{unknown!r} of a storage cannot be changed", field=unknown, hint=f"one of {', '.join(CHANGEABLE)}"
+        )
     before = _values(row)
     after = {**before, **facts}
     after["switch_reason"] = _switch_reason(before, after, reason)
@@ -249,9 +253,13 @@ def _check_attributes(attributes: Mapping[str, str]) -> None:
             hint = "letters, digits, '.', '_' and '-', at most 64"
             raise InvalidInput(f"{codec.shown(key)} is no name of an attribute", field="attributes", hint=hint)
         if key in RESERVED_KEYS:
-            raise InvalidInput(f"{key!r} is built in, and no name for an attribute", field=field, hint="choose another name")
+            raise InvalidInput(
+                f"{key!r} is built in, and no name for an attribute", field=field, hint="choose another name"
+            )
         if not isinstance(value, str):
-            raise InvalidInput("the value of an attribute is text", field=field, hint='write numbers in quotes, as in "1"')
+            raise InvalidInput(
+                "the value of an attribute is text", field=field, hint='write numbers in quotes, as in "1"'
+            )
         check_text(value, field, required=True)
 
 
@@ -262,7 +270,9 @@ def _check_protocols(protocols: Sequence[NewProtocol]) -> None:
         place = f"protocols[{index}]"
         if way.scheme not in schemes():
             hint = f"one of {', '.join(schemes())}"
-            raise InvalidInput(f"there is no protocol for scheme {codec.shown(way.scheme)}", field=f"{place}.scheme", hint=hint)
+            raise InvalidInput(
+                f"there is no protocol for scheme {codec.shown(way.scheme)}", field=f"{place}.scheme", hint=hint
+            )
         if way.scheme in [other.scheme for other in protocols[:index]]:
             raise InvalidInput(f"scheme {way.scheme} is here twice", field=f"{place}.scheme")
         if not -100 <= way.priority <= 100:

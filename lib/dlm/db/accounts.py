@@ -44,7 +44,9 @@ def hold(tx: Tx, name: str) -> Row[Any] | None:
     return tx.one(f"SELECT {_ACCOUNT} FROM account WHERE name = %(name)s FOR UPDATE", name=name)
 
 
-def update(tx: Tx, account_id: int, email: str | None, roles: Sequence[str], closed_at: datetime | None) -> Row[Any] | None:
+def update(
+    tx: Tx, account_id: int, email: str | None, roles: Sequence[str], closed_at: datetime | None
+) -> Row[Any] | None:
     """The account with these values; one statement."""
     return tx.one(
         f"""UPDATE account SET email = %(email)s, roles = %(roles)s::text[], closed_at = %(closed_at)s

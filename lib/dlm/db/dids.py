@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,8 +15,9 @@ from dlm.types import DidKind
 
 CONTAINER_LOCK = 0x646C6D01  # advisory: two attaches of collections could each pass a cycle check alone
 
-_COLUMNS = """d.id, s.name AS scope, d.name, d.kind, a.name AS account, d.size_bytes, d.files, d.adler32, d.md5, d.sha256,
-              d.is_open, d.is_monotonic, d.metadata, d.created_at, d.expires_at, d.deleted_at"""
+_COLUMNS = """d.id, s.name AS scope, d.name, d.kind, a.name AS account, d.size_bytes, d.files,
+              d.adler32, d.md5, d.sha256, d.is_open, d.is_monotonic, d.metadata,
+              d.created_at, d.expires_at, d.deleted_at"""
 _FROM = "did d JOIN scope s ON s.id = d.scope_id JOIN account a ON a.id = d.account_id"
 
 
@@ -87,21 +89,18 @@ def resolve(tx: Tx, scopes: Sequence[str], names: Sequence[str]) -> Sequence[Row
     )
 
 
-def list_in_scope(
-    tx: Tx,
-    scope_id: int,
-    *,
-    like: str | None = None,
-    kind: DidKind | None = None,
-    equal: Mapping[str, Any] | None = None,
-    having: Sequence[str] = (),
-    after: str = "",
-    limit: int = 100,
-) -> Sequence[Row[Any]]:
-    """At most `limit` DIDs of the scope that have not ended, by name, after the name `after`; one statement.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which DIDs to list: `like` is a LIKE pattern with backslash escapes; `equal` and `having` ask the metadata."""
 
-    `like` is a LIKE pattern with backslash escapes; `equal` and `having` ask the metadata.
-    """
+    like: str | None = None
+    kind: DidKind | None = None
+    equal: Mapping[str, Any] | None = None
+    having: Sequence[str] = ()
+
+
+def list_in_scope(tx: Tx, scope_id: int, wanted: Wanted, after: str = "", limit: int = 100) -> Sequence[Row[Any]]:
+    """At most `limit` DIDs of the scope that have not ended, by name, after the name `after`; one statement."""
     return tx.rows(
         f"""SELECT {_COLUMNS} FROM {_FROM}
              WHERE d.scope_id = %(scope_id)s AND d.name > %(after)s AND d.deleted_at IS NULL
@@ -111,10 +110,10 @@ def list_in_scope(
                AND (%(having)s::text[] = '{{}}' OR d.metadata ?& %(having)s::text[])
              ORDER BY d.name LIMIT %(limit)s""",
         scope_id=scope_id,
-        like=like,
-        kind=None if kind is None else str(kind),
-        equal=json(None if not equal else dict(equal)),
-        having=list(having),
+        like=wanted.like,
+        kind=None if wanted.kind is None else str(wanted.kind),
+        equal=json(dict(wanted.equal)) if wanted.equal else None,
+        having=list(wanted.having),
         after=after,
         limit=limit,
     )
@@ -158,7 +157,8 @@ def child_kinds(tx: Tx, parent_id: int, besides: Sequence[int] = ()) -> frozense
 def live_parent(tx: Tx, did_id: int) -> Row[Any] | None:
     """Some collection that holds the DID and has not ended: (scope, name); one statement."""
     return tx.one(
-        """SELECT s.name AS scope, d.name FROM attachment t JOIN did d ON d.id = t.parent_id JOIN scope s ON s.id = d.scope_id
+        """SELECT s.name AS scope, d.name
+             FROM attachment t JOIN did d ON d.id = t.parent_id JOIN scope s ON s.id = d.scope_id
             WHERE t.child_id = %(did_id)s AND d.deleted_at IS NULL ORDER BY d.id LIMIT 1""",
         did_id=did_id,
     )
@@ -178,37 +178,41 @@ def has_locked_rule(tx: Tx, did_id: int) -> bool:
 # --------------------------------------------------------------------------------------------------- writing
 
 
-def insert_collections(
-    tx: Tx,
-    scope_ids: Sequence[int],
-    names: Sequence[str],
-    kinds: Sequence[str],
-    monotonic: Sequence[bool],
-    metadata: Sequence[Mapping[str, Any] | None],
-    expiries: Sequence[datetime | None],
-    account_id: int | None,
-) -> Sequence[Row[Any]]:
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A collection to insert."""
+
+    scope_id: int
+    name: str
+    kind: DidKind
+    is_monotonic: bool
+    metadata: Mapping[str, Any] | None
+    expires_at: datetime | None
+
+
+def insert_collections(tx: Tx, new: Sequence[NewRow], account_id: int | None) -> Sequence[Row[Any]]:
     """(ordinal, id) of the collections made, ordinals from 1; those whose name exists are left out; one statement.
 
     Without an account they belong to the owner of their scope.
     """
     return tx.rows(
         """WITH new AS (
-               SELECT * FROM unnest(%(scope_ids)s::int[], %(names)s::text[], %(kinds)s::did_kind[], %(monotonic)s::bool[],
-                                    %(metadata)s::jsonb[], %(expiries)s::timestamptz[])
+               SELECT * FROM unnest(%(scope_ids)s::int[], %(names)s::text[], %(kinds)s::did_kind[],
+                                    %(monotonic)s::bool[], %(metadata)s::jsonb[], %(expiries)s::timestamptz[])
                     WITH ORDINALITY AS c (scope_id, name, kind, is_monotonic, metadata, expires_at, ordinal)),
                 made AS (
                INSERT INTO did (scope_id, name, kind, is_monotonic, metadata, expires_at, account_id, created_at)
-               SELECT scope_id, new.name, kind, is_monotonic, metadata, expires_at, coalesce(%(account_id)s, s.account_id), %(now)s
+               SELECT scope_id, new.name, kind, is_monotonic, metadata, expires_at,
+                      coalesce(%(account_id)s, s.account_id), %(now)s
                  FROM new JOIN scope s ON s.id = scope_id ORDER BY scope_id, new.name
                ON CONFLICT (scope_id, name) DO NOTHING RETURNING id, scope_id, name)
            SELECT new.ordinal::int, made.id FROM made JOIN new USING (scope_id, name) ORDER BY 1""",
-        scope_ids=arrays.integers(scope_ids),
-        names=arrays.texts(names),
-        kinds=list(kinds),
-        monotonic=list(monotonic),
-        metadata=[json(value) for value in metadata],
-        expiries=list(expiries),
+        scope_ids=arrays.integers(row.scope_id for row in new),
+        names=arrays.texts([row.name for row in new]),
+        kinds=[str(row.kind) for row in new],
+        monotonic=[row.is_monotonic for row in new],
+        metadata=[json(row.metadata and dict(row.metadata)) for row in new],
+        expiries=[row.expires_at for row in new],
         account_id=account_id,
     )
 

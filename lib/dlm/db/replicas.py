@@ -54,7 +54,8 @@ def insert_files(
     source = _ARRAYS[:-1] + extra + ")"
     columns = "scope_id, name, size_bytes, adler32, md5, sha256" + (", metadata" if extra else "")
     made = tx.run(
-        f"""INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files, adler32, md5, sha256, is_open, metadata, created_at)
+        f"""INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files,
+                             adler32, md5, sha256, is_open, metadata, created_at)
             SELECT f.scope_id, 'file', f.name, coalesce(%(account_id)s, c.account_id), f.size_bytes, 1,
                    f.adler32, f.md5, f.sha256, false, {column}, %(now)s
               FROM {source} AS f ({columns}) JOIN scope c ON c.id = f.scope_id
@@ -74,8 +75,9 @@ def match_files(tx: Tx, files: FileColumns) -> tuple[list[int], int | None]:
     """
     row = tx.one(
         f"""SELECT array_agg(d.id ORDER BY f.ordinal) AS ids,
-                   min(f.ordinal) FILTER (WHERE d.kind <> 'file' OR d.deleted_at IS NOT NULL OR d.size_bytes <> f.size_bytes
-                                             OR d.adler32 <> f.adler32 OR d.md5 <> f.md5 OR d.sha256 <> f.sha256) AS wrong
+                   min(f.ordinal) FILTER (
+                       WHERE d.kind <> 'file' OR d.deleted_at IS NOT NULL OR d.size_bytes <> f.size_bytes
+                          OR d.adler32 <> f.adler32 OR d.md5 <> f.md5 OR d.sha256 <> f.sha256) AS wrong
               FROM {_ARRAYS} WITH ORDINALITY AS f (scope_id, name, size_bytes, adler32, md5, sha256, ordinal)
               JOIN did d ON d.scope_id = f.scope_id AND d.name = f.name""",
         **files.values(),
@@ -235,7 +237,8 @@ def readable(tx: Tx, did_id: int) -> Sequence[Row[Any]]:
     return tx.rows(
         f"""SELECT {_LISTED} FROM {_JOINED}
              WHERE r.did_id = %(did_id)s AND r.state IN ('available', 'unverified') AND s.can_read AND s.is_available
-             ORDER BY r.state = 'available' DESC, r.tombstone_at IS NULL DESC, r.verified_at DESC NULLS LAST, r.storage_id""",
+             ORDER BY r.state = 'available' DESC, r.tombstone_at IS NULL DESC,
+                      r.verified_at DESC NULLS LAST, r.storage_id""",
         did_id=did_id,
     )
 
@@ -246,7 +249,7 @@ def readable(tx: Tx, did_id: int) -> Sequence[Row[Any]]:
 def hold_files(tx: Tx, did_ids: Iterable[int]) -> Sequence[Row[Any]]:
     """Lock every replica of these files, in key order: (did_id, storage_id, state); one statement.
 
-    Whoever demotes a replica first holds its fellows. Otherwise two of them each take the other's for the last good copy.
+    Whoever demotes a replica first holds its fellows. Otherwise two of them each take the other's for what stays.
     """
     return tx.rows(
         """SELECT did_id, storage_id, state FROM replica WHERE did_id = ANY (%(ids)s::bigint[])
@@ -256,7 +259,7 @@ def hold_files(tx: Tx, did_ids: Iterable[int]) -> Sequence[Row[Any]]:
 
 
 def mark_bad(tx: Tx, replicas: Sequence[tuple[int, int]]) -> None:
-    """Mark replicas (did_id, storage_id) as bad, whose rows are held; one statement. Their bytes still count as used."""
+    """Mark replicas (did_id, storage_id) as bad, whose rows are held; one statement. Their bytes stay counted."""
     tx.run(
         """UPDATE replica r SET state = 'bad', next_check_at = NULL
              FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS b (did_id, storage_id)
@@ -264,4 +267,3 @@ def mark_bad(tx: Tx, replicas: Sequence[tuple[int, int]]) -> None:
         dids=arrays.integers(did for did, _ in replicas),
         storages=arrays.integers(storage for _, storage in replicas),
     )
-

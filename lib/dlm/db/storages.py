@@ -51,7 +51,8 @@ def protocols(tx: Tx, storage_ids: Iterable[int] | None = None) -> dict[int, Pro
     """
     ids = None if storage_ids is None else sorted(set(storage_ids))
     rows = tx.rows(
-        """SELECT DISTINCT ON (s.id) s.id, s.name, coalesce(p.marker, s.uuid::text) AS uuid, p.scheme, p.prefix, p.credentials
+        """SELECT DISTINCT ON (s.id) s.id, s.name, coalesce(p.marker, s.uuid::text) AS uuid,
+                  p.scheme, p.prefix, p.credentials
              FROM storage s JOIN protocol p ON p.storage_id = s.id
             WHERE %(ids)s::int[] IS NULL OR s.id = ANY (%(ids)s::int[])
             ORDER BY s.id, p.priority DESC, p.id""",
@@ -63,7 +64,8 @@ def protocols(tx: Tx, storage_ids: Iterable[int] | None = None) -> dict[int, Pro
 def set_available(tx: Tx, storage_id: int, reason: str | None) -> bool:
     """Record whether the storage's marker was seen (reason None) and say whether that changed; one statement."""
     changed = tx.run(
-        """UPDATE storage SET is_available = %(reason)s::text IS NULL, unavailable_reason = %(reason)s, looked_at = %(now)s
+        """UPDATE storage
+              SET is_available = %(reason)s::text IS NULL, unavailable_reason = %(reason)s, looked_at = %(now)s
             WHERE id = %(id)s AND (is_available IS DISTINCT FROM (%(reason)s::text IS NULL))""",
         id=storage_id,
         reason=reason,
@@ -100,10 +102,12 @@ def insert(tx: Tx, site_id: int, values: Mapping[str, Any]) -> Row[Any] | None:
     """(id, uuid) of the new storage with its usage row; None when the name was ever used; one statement."""
     return tx.one(
         """WITH made AS (
-               INSERT INTO storage (name, site_id, type, phase, capacity_bytes, min_free_bytes, can_read, can_write, can_delete,
-                                    switch_reason, reap, undo_window_s, attributes, created_at)
-               VALUES (%(name)s, %(site_id)s, %(type)s, %(phase)s, %(capacity_bytes)s, %(min_free_bytes)s, %(can_read)s,
-                       %(can_write)s, %(can_delete)s, %(switch_reason)s, %(reap)s, %(undo_window_s)s, %(attributes)s, %(now)s)
+               INSERT INTO storage (name, site_id, type, phase, capacity_bytes, min_free_bytes,
+                                    can_read, can_write, can_delete, switch_reason,
+                                    reap, undo_window_s, attributes, created_at)
+               VALUES (%(name)s, %(site_id)s, %(type)s, %(phase)s, %(capacity_bytes)s, %(min_free_bytes)s,
+                       %(can_read)s, %(can_write)s, %(can_delete)s, %(switch_reason)s,
+                       %(reap)s, %(undo_window_s)s, %(attributes)s, %(now)s)
                ON CONFLICT (name) DO NOTHING RETURNING id, uuid),
                 counted AS (INSERT INTO storage_usage (storage_id) SELECT id FROM made)
            SELECT id, uuid FROM made""",
@@ -116,7 +120,8 @@ def update(tx: Tx, storage_id: int, values: Mapping[str, Any]) -> None:
     """Set everything about a storage that may change; one statement."""
     tx.run(
         """UPDATE storage
-              SET type = %(type)s, phase = %(phase)s, capacity_bytes = %(capacity_bytes)s, min_free_bytes = %(min_free_bytes)s,
+              SET type = %(type)s, phase = %(phase)s,
+                  capacity_bytes = %(capacity_bytes)s, min_free_bytes = %(min_free_bytes)s,
                   can_read = %(can_read)s, can_write = %(can_write)s, can_delete = %(can_delete)s,
                   switch_reason = %(switch_reason)s, reap = %(reap)s, undo_window_s = %(undo_window_s)s,
                   attributes = %(attributes)s
