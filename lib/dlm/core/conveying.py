@@ -68,7 +68,7 @@ class Batch:
 
 
 def load_batch(tx: Tx, rows: Sequence[Row[Any]], patience: Patience) -> Batch:
-    """The claimed requests with what was decided for each; seven statements, eight when some were tried before."""
+    """The claimed requests with what was decided for each; six statements, seven when some were tried before."""
     by_id = {storage.id: storage for storage in storages.snapshot(tx)}
     files = {row.id: row for row in requests.load_files(tx, [row.id for row in rows])}
     replicas: dict[int, list[Row[Any]]] = defaultdict(list)
