@@ -200,14 +200,26 @@ def list_of_datasets(tx: Tx, dataset_ids: Iterable[int]) -> Iterator[Row[Any]]:
 def page_of_files(
     tx: Tx, file_ids: Sequence[int], dataset_ids: Sequence[int], after: tuple[int, int], limit: int
 ) -> Sequence[Row[Any]]:
-    """At most `limit` replicas of these files and of the datasets' files, after (did_id, storage_id); one statement."""
+    """At most `limit` replicas of these files and of the datasets' files, after (did_id, storage_id); one statement.
+
+    Each dataset gives its own first `limit` by index order, so a page costs the same wherever in a large one it stands.
+    """
     return tx.rows(
-        f"""SELECT {_LISTED} FROM {_JOINED}
-             WHERE (r.did_id, r.storage_id) > (%(did_id)s::bigint, %(storage_id)s::int)
-               AND (r.did_id = ANY (%(files)s::bigint[])
-                    OR EXISTS (SELECT FROM attachment t
-                                WHERE t.child_id = r.did_id AND t.parent_id = ANY (%(datasets)s::bigint[])))
-             ORDER BY r.did_id, r.storage_id LIMIT %(limit)s""",
+        f"""WITH page AS (
+                SELECT r.did_id, r.storage_id
+                  FROM unnest(%(files)s::bigint[]) AS f (id) JOIN replica r ON r.did_id = f.id
+                 WHERE (r.did_id, r.storage_id) > (%(did_id)s::bigint, %(storage_id)s::int)
+                 UNION
+                SELECT first.did_id, first.storage_id
+                  FROM unnest(%(datasets)s::bigint[]) AS p (id)
+                 CROSS JOIN LATERAL (
+                       SELECT r.did_id, r.storage_id FROM attachment t JOIN replica r ON r.did_id = t.child_id
+                        WHERE t.parent_id = p.id AND t.child_id >= %(did_id)s::bigint
+                          AND (r.did_id, r.storage_id) > (%(did_id)s::bigint, %(storage_id)s::int)
+                        ORDER BY t.child_id, r.storage_id LIMIT %(limit)s) AS first
+                 ORDER BY did_id, storage_id LIMIT %(limit)s)
+            SELECT {_LISTED} FROM page JOIN ({_JOINED}) ON r.did_id = page.did_id AND r.storage_id = page.storage_id
+             ORDER BY r.did_id, r.storage_id""",
         did_id=after[0],
         storage_id=after[1],
         files=arrays.integers(file_ids),
