@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -17,8 +16,6 @@ from dlm.core import mover
 from dlm.db import requests, storages
 from dlm.db.engine import Database
 from dlm.db.requests import Filters
-
-SIGKILL = 9
 
 
 @pytest.fixture
@@ -302,6 +299,26 @@ def test_a_full_disk_backs_off_and_leaves_nothing_behind(yard: Yard, handler: Ca
     yard.check()
 
 
+def test_refused_credentials_are_waited_for_and_never_count(
+    yard: Yard, clock: ManualClock, handler: Callable[..., None]
+) -> None:
+    here, there = yard.storage("here"), yard.storage("there")
+    yard.wish(yard.stored([b"abc"], here), there)
+
+    def refuse(name: str) -> None:
+        if name == "posix.fsync:before":
+            raise PermissionError(13, "Permission denied")
+
+    handler(refuse)
+    conveyor = yard.conveyor(conveyor_max_attempts=2)
+    for _ in range(5):
+        assert conveyor.run_once().counts == {"claimed": 1, "retry": 1}
+        clock.advance(3600)
+    assert yard.row("SELECT state, attempts, error_class FROM request") == ("queued", 0, "permission")
+    effects.install(None)
+    assert conveyor.run_once().counts["done"] == 1
+
+
 def test_other_content_at_the_destination_is_never_replaced(yard: Yard) -> None:
     here, there = yard.storage("here"), yard.storage("there")
     dids = yard.stored([b"abc"], here)
@@ -371,131 +388,6 @@ def test_a_request_that_is_held_again_loses_the_flag(yard: Yard) -> None:
     yard.run("UPDATE storage SET can_write = false WHERE id = %(id)s", id=there)
     assert yard.conveyor().run_once().counts == {"claimed": 1, "retry": 1}
     assert yard.row("SELECT state, is_cancelled FROM request") == ("queued", False)
-
-
-# --- stopping and dying
-
-
-def test_a_stop_releases_what_was_not_started(yard: Yard) -> None:
-    here, there = yard.storage("here"), yard.storage("there")
-    yard.wish(yard.stored(contents(10), here), there)
-    asked = threading.Event()
-    conveyor = yard.conveyor(asked.is_set)
-    effects.install(lambda name: asked.set() if name == "conveyor.claim:after-commit" else None)
-    try:
-        done = conveyor.run_once()
-    finally:
-        effects.install(None)
-    assert done.counts == {"claimed": 10, "released": 10}
-    assert yard.rows("SELECT DISTINCT state, attempts, claimed_until FROM request") == [("queued", 0, None)]
-    assert yard.rows("SELECT * FROM attempt") == []
-    assert conveyor.run_once().counts == {}
-
-
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "conveyor.claim:before-commit",
-        "conveyor.claim:after-commit",
-        "posix.write:after",
-        "posix.rename:before",
-        "posix.link:after",
-        "posix.rename:after",
-        "conveyor.copied:before-record",
-        "conveyor.record:before-commit",
-        "conveyor.record:after-commit",
-    ],
-)
-def test_a_killed_conveyor_leaves_nothing_that_the_next_does_not_finish(
-    yard: Yard, clock: ManualClock, moment: str
-) -> None:
-    here, there = yard.storage("here"), yard.storage("there")
-    yard.wish(yard.stored(contents(8), here), there)
-    assert killed_at(moment, yard, clock) == SIGKILL
-    conveyor = yard.conveyor()
-    conveyor.run_once()
-    clock.advance(3600)
-    while conveyor.run_once().counts:
-        clock.advance(60)
-    states = yard.rows("SELECT state, count(*) FROM replica WHERE storage_id = %(id)s GROUP BY 1", id=there)
-    assert states == [("available", 8)]
-    assert yard.found(there) == 8 and yard.temporaries(there) == []
-    assert [yard.path(there, f"f{number}").read_bytes() for number in range(1, 9)] == contents(8)
-    yard.check()
-
-
-def killed_at(moment: str, yard: Yard, clock: ManualClock) -> int:
-    """Run a conveyor in another process that dies at this moment; the signal that ended it."""
-    dsn = yard.database.dsn
-    yard.database.engine.dispose()
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    try:
-        effects.install(lambda name: os.kill(os.getpid(), SIGKILL) if name == moment else None)
-        yard.database = Database(dsn, clock=clock)
-        yard.conveyor().run_once()
-    finally:
-        os._exit(0)
-
-
-def test_the_world_is_asked_before_a_file_is_copied_again(yard: Yard, clock: ManualClock) -> None:
-    here, there = yard.storage("here"), yard.storage("there")
-    (did,) = yard.stored([b"abc"], here)
-    yard.wish([did], there)
-    assert killed_at("conveyor.copied:before-record", yard, clock) == SIGKILL
-    yard.path(here, "f1").unlink()
-    clock.advance(3600)
-    assert yard.conveyor().run_once().counts == {"recovered": 1, "claimed": 1, "done": 1}
-    assert yard.rows("SELECT outcome, error_class FROM attempt ORDER BY number") == [
-        ("retry", "interrupted"),
-        ("done", None),
-    ]
-
-
-def test_a_worker_that_wakes_late_changes_nothing(yard: Yard, clock: ManualClock) -> None:
-    here, there = yard.storage("here"), yard.storage("there")
-    yard.wish(yard.stored(contents(5), here), there)
-    slow, fast = yard.conveyor(), yard.conveyor()
-    passed: list[dict[str, int]] = []
-
-    def overtake(name: str) -> None:
-        if name == "conveyor.copied:before-record":
-            effects.install(None)
-            clock.advance(3600)
-            passed.append(fast.run_once().counts)
-
-    effects.install(overtake)
-    try:
-        late = slow.run_once()
-    finally:
-        effects.install(None)
-    assert passed == [{"recovered": 5, "claimed": 5, "done": 5}]
-    assert late.counts == {"claimed": 5, "late": 5}
-    assert yard.row("SELECT count(*) FILTER (WHERE outcome = 'done') FROM attempt") == (5,)
-    yard.check()
-
-
-def test_the_database_may_go_away_while_files_are_copied(yard: Yard) -> None:
-    here, there = yard.storage("here"), yard.storage("there")
-    yard.wish(yard.stored(contents(3), here), there)
-
-    def cut(name: str) -> None:
-        if name == "conveyor.record:before-commit":
-            effects.install(None)
-            with yard.database.begin("cut") as tx:
-                tx.run(
-                    """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                        WHERE pid <> pg_backend_pid() AND datname = current_database()"""
-                )
-
-    effects.install(cut)
-    try:
-        done = yard.conveyor().run_once()
-    finally:
-        effects.install(None)
-    assert done.counts["done"] == 3
-    yard.check()
 
 
 def test_people_can_send_parked_requests_off_again(yard: Yard) -> None:
