@@ -50,7 +50,7 @@ class World:
 
     def add_site(self, name: str, country: str = "AU") -> None:
         with self.begin() as tx:
-            sites.add_site(tx, name, country=country)
+            sites.add_site(tx, name, {"country": country})
 
     def add_storage(self, name: str, site: str = "perth", **facts: Any) -> Path:
         """A posix storage in a directory of its own, and its site where that is missing."""

@@ -232,6 +232,8 @@ def hold_space(tx: Tx, promised: Mapping[int, int]) -> None:
     Reading free space and promising it are two moments; without this, two judges fill one storage twice.
     """
     for row in usage.hold_storages(tx, promised):
+        if row.is_retired:
+            raise Replan(f"storage {row.storage_id} was retired meanwhile")
         if row.capacity_bytes is None or not promised[row.storage_id]:
             continue
         if row.capacity_bytes - row.min_free_bytes - row.used_bytes - row.reserved_bytes < promised[row.storage_id]:
