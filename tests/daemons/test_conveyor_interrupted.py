@@ -11,7 +11,9 @@ import pytest
 from conveying import Yard
 from dlm import effects
 from dlm.clock import ManualClock
+from dlm.db import letting_go, requests
 from dlm.db.engine import Database
+from dlm.db.usage import StorageDelta, change_storages
 
 SIGKILL = 9
 
@@ -100,6 +102,27 @@ def test_the_world_is_asked_before_a_file_is_copied_again(yard: Yard, clock: Man
         ("retry", "interrupted"),
         ("done", None),
     ]
+
+
+def test_a_rule_let_go_after_its_conveyor_died_leaves_no_file_without_owner(yard: Yard, clock: ManualClock) -> None:
+    """1. the file gets its name, 2. the conveyor dies, 3. the lease ends, 4. the rule lets go, 5. another looks."""
+    here, there = yard.storage("here"), yard.storage("there")
+    (did,) = yard.stored([b"abc"], here)
+    rule = yard.wish([did], there)
+    assert killed_at("conveyor.copied:before-record", yard, clock) == SIGKILL
+    clock.advance(3600)
+    with yard.database.begin("recovery") as tx:
+        requests.recover(tx, 10, max_attempts=6, backoff_s=10, parked_retry_s=5000)
+    with yard.database.begin("release") as tx:
+        letting_go.release(tx, rule_ids=[rule])
+    with yard.database.begin("let-go") as tx:
+        delta = StorageDelta()
+        letting_go.let_go(tx, letting_go.PAIRS, delta, undo_window_s=0, dids=[did], storages=[there])
+        change_storages(tx, delta)
+    assert yard.conveyor().run_once().counts == {"claimed": 1, "cancelled": 1}
+    found = yard.row("SELECT state, tombstone_at FROM replica WHERE storage_id = %(id)s", id=there)
+    assert found == ("available", clock.moment) and yard.found(there) == 1
+    yard.check()
 
 
 def test_a_worker_that_wakes_late_changes_nothing(yard: Yard, clock: ManualClock) -> None:

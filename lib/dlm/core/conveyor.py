@@ -179,7 +179,7 @@ def rank(wish: Wish, replica: Candidate, destination: Storage, source: Storage) 
 
 
 def best_sources(wish: Wish, storages: Mapping[int, Storage]) -> list[int]:
-    """The storages that the file may come from and that nothing but the hash tells apart, best; none when there is no source."""
+    """The best storages that the file may come from, which nothing but the hash tells apart; none without a source."""
     destination = storages[wish.storage_id]
     ranks = {
         replica.storage_id: rank(wish, replica, destination, storages[replica.storage_id])[:-1]

@@ -24,10 +24,11 @@ from dlm import effects
 from dlm.config import Settings
 from dlm.core import conveyor as planner
 from dlm.core import mover
+from dlm.core.audit import note_availability
 from dlm.core.conveying import Batch, Item, load_batch
 from dlm.core.recording import record_results
 from dlm.daemons.loop import Pass
-from dlm.db import changes, events, requests, storages
+from dlm.db import changes, requests
 from dlm.db.attempts import Result, Verdict
 from dlm.db.engine import Database, Tx
 from dlm.errors import Transient
@@ -199,8 +200,7 @@ class Conveyor:
         reasons |= dict.fromkeys(ids - batch.refs.keys(), "it has no protocol")
         for storage_id in sorted(reasons):
             with self.database.begin("conveyor.unavailable", ACTOR) as tx:
-                if storages.set_available(tx, storage_id, reasons[storage_id]):
-                    events.record(tx, "storage", storage_id, "unavailable", cause=reasons[storage_id])
+                note_availability(tx, storage_id, reasons[storage_id])
         return reasons
 
     def _flights_for(self, batch: Batch, items: Sequence[Item], deadline: float) -> list[mover.Flight]:

@@ -43,7 +43,8 @@ _TOMBSTONE = f"""
       FROM free WHERE r.did_id = free.did_id AND r.storage_id = free.storage_id"""
 
 # The request rows are locked by a statement of their own: a conveyor may be claiming one, and only a later
-# statement's snapshot tells whether it did.
+# statement's snapshot tells whether it did. One that was ever claimed (fence > 0) is only flagged: an attempt that
+# died may have left its file there, and the conveyor looks before the row that owns it goes.
 _HOLD_REQUESTS = f"""
     WITH ended AS MATERIALIZED ({{ended}})
     SELECT q.id FROM ended JOIN request q USING (did_id, storage_id) JOIN replica r USING (did_id, storage_id)
@@ -51,12 +52,12 @@ _HOLD_REQUESTS = f"""
 _CANCEL = """
     WITH held AS (SELECT unnest(%(ids)s::bigint[]) AS id),
          dropped AS (DELETE FROM request q USING held
-                      WHERE q.id = held.id AND q.state <> 'active' AND NOT q.is_repair
+                      WHERE q.id = held.id AND q.fence = 0 AND NOT q.is_repair
                      RETURNING q.did_id, q.storage_id, q.size_bytes),
          removed AS (DELETE FROM replica r USING dropped d WHERE r.did_id = d.did_id AND r.storage_id = d.storage_id),
          flagged AS (UPDATE request q SET is_cancelled = true, next_attempt_at = %(now)s,
                             state = CASE WHEN q.state = 'parked' THEN 'queued' ELSE q.state END
-                       FROM held WHERE q.id = held.id AND (q.state = 'active' OR q.is_repair))
+                       FROM held WHERE q.id = held.id AND (q.fence > 0 OR q.is_repair))
     SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes FROM dropped GROUP BY storage_id"""
 
 
