@@ -180,7 +180,7 @@ def note_in_doubt(tx: Tx, storage_id: int, file_ids: Sequence[int]) -> None:
 
 
 def loss_refused(tx: Tx, storage_id: int, files: int, limits: breaker.Limits) -> str | None:
-    """Why a person must confirm so many losses (opens the breaker), None if they may be declared; up to six statements."""
+    """Why a person must confirm so many losses (the breaker opens); None if they may be declared; ≤ 6 statements."""
     if not files:
         return None
     if breakers.is_open(tx, "loss", storage_id):
