@@ -12,6 +12,7 @@ from dlm.config import Settings
 from dlm.core import accounts
 from dlm.db.engine import Database
 from dlm.web.app import create_app
+from web import described
 
 API = "/api/v1"
 
@@ -20,6 +21,7 @@ class Caller:
     """Calls the API with one account's token."""
 
     def __init__(self, app: Flask, token: str | None = None) -> None:
+        self.app = app
         self.client = Client(app)
         self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
@@ -27,6 +29,7 @@ class Caller:
         headers = {**self.headers, **kwargs.pop("headers", {})}
         response = self.client.open(API + path, method=method, headers=headers, **{"buffered": True, **kwargs})
         assert status is None or response.status_code == status, response.text
+        described.check(self.app, response, method)
         return response
 
     def get(self, path: str, status: int = 200, **kwargs: Any) -> Any:

@@ -192,13 +192,13 @@ def test_the_example_of_a_sites_policy_is_laid_over_the_shipped_one(pytestconfig
         "rule.cancel = [",
     ],
 )
-def test_a_policy_file_that_is_not_there_is_told_at_the_start(database: Database) -> None:
-    with pytest.raises(NotFound):
-        create_app(database, Settings(web_policy_file="/nowhere/policy.toml"))
-
-
 def test_a_policy_with_a_slip_is_refused_at_the_start(tmp_path, database: Database, text: str) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(text)
     with pytest.raises(InvalidInput):
         create_app(database, Settings(web_policy_file=str(path)))
+
+
+def test_a_policy_file_that_is_not_there_is_told_at_the_start(database: Database) -> None:
+    with pytest.raises(NotFound):
+        create_app(database, Settings(web_policy_file="/nowhere/policy.toml"))

@@ -100,9 +100,7 @@ def test_a_page_that_cannot_be_is_refused(admin: Caller, query: str) -> None:
     "path",
     [
         "/accounts/%00",
-        "/accounts/%ff",
         "/accounts?after=%00",
-        "/dids/ska/%ff%fe",
         "/dids/ska/a%00b",
         "/events?name=%00",
     ],

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from flask import Flask
 
+from dlm.core.conveyor import request_uuid
 from dlm.db.engine import Database
 from web.conftest import Caller
 
@@ -217,6 +218,19 @@ def test_a_rule_is_declared_shown_changed_and_cancelled(user: Caller, dataset: s
     assert user.get(f"/events?object=rule&name={rule['id']}")["items"][0]["actor"] == "ada"
 
 
+def test_a_plan_tells_what_a_rule_would_do_and_changes_nothing(
+    user: Caller, other: Caller, reader: Caller, dataset: str
+) -> None:
+    plan = user.post("/rules/plan", wish(), 200)
+    assert plan["transfers"] == {"files": 2, "bytes": 20}
+    assert {place["storage"] for place in plan["destinations"]} == {"perth-disk", "bern-disk"}
+    assert plan["impossible"] is None
+    assert user.get("/rules")["items"] == []
+    assert user.post("/rules/plan", wish(copies=3), 422)["field"] == "copies"
+    other.post("/rules/plan", wish(account="ada"), 403)
+    reader.post("/rules/plan", wish(), 403)
+
+
 def test_the_same_wish_twice_names_the_rule_that_stands(user: Caller, dataset: str) -> None:
     rule = user.post("/rules", wish())
     again = user.post("/rules", wish(), 409)
@@ -316,18 +330,19 @@ def test_a_rule_that_is_not_there_is_not_found(user: Caller, rule: str) -> None:
 
 
 @pytest.fixture
-def parked(database: Database, dataset: str) -> int:
+def parked(database: Database, dataset: str) -> str:
     """A request that a conveyor gave up."""
     with database.begin("test") as tx:
-        return tx.scalar(
+        number = tx.scalar(
             """INSERT INTO request (did_id, storage_id, state, size_bytes, created_at, next_attempt_at, priority,
                                     attempts, error_class, error)
                SELECT d.id, s.id, 'parked', d.size_bytes, %(now)s, %(now)s, 3, 6, 'no_source', 'no source is left'
                  FROM did d, storage s WHERE d.name = 'set/1' AND s.name = 'bern-disk' RETURNING id"""
         )
+    return request_uuid(number)
 
 
-def test_a_parked_request_shows_its_reason_and_is_tried_again(user: Caller, admin: Caller, parked: int) -> None:
+def test_a_parked_request_shows_its_reason_and_is_tried_again(user: Caller, admin: Caller, parked: str) -> None:
     for query in ("state=parked", "storage=bern-disk", "did=ska:set", "did=ska:set/1"):
         assert [item["id"] for item in user.get(f"/requests?{query}")["items"]] == [parked], query
     assert user.get("/requests?state=queued")["items"] == user.get("/requests?storage=bern-tape")["items"] == []
@@ -337,7 +352,9 @@ def test_a_parked_request_shows_its_reason_and_is_tried_again(user: Caller, admi
     assert admin.post(f"/requests/{parked}/retry", None, 200)["state"] == "queued"
     assert admin.post(f"/requests/{parked}/retry", None, 409)["field"] == "request"
     assert admin.post("/requests/retry", {"did": "ska:set"}, 200) == {"retried": 0}
-    user.get("/requests/99999", 404)
+    user.get(f"/requests/{request_uuid(99999)}", 404)
+    user.get("/requests/99999", 400)
+    user.get(f"/why/requests/{parked}")
 
 
 def test_a_check_is_asked_for_once_at_a_time(user: Caller, admin: Caller, dataset: str) -> None:
@@ -349,3 +366,24 @@ def test_a_check_is_asked_for_once_at_a_time(user: Caller, admin: Caller, datase
     admin.post(f"/checks/{check['id']}/confirm", None, 409)
     admin.post("/checks/99999/confirm", None, 404)
     assert user.get("/findings?storage=perth-disk")["items"] == []
+
+
+def test_why_tells_of_files_datasets_rules_and_storages(user: Caller, dataset: str) -> None:
+    rule = user.post("/rules", wish())
+    for path in (
+        "dids/ska/set/1",
+        "dids/ska/set/1?at=perth-disk",
+        "dids/ska/set",
+        f"rules/{rule['id']}",
+        "storages/perth-disk",
+    ):
+        told = user.get(f"/why/{path}")
+        assert told["next"]["text"], path
+    assert rule["id"] in json.dumps(user.get("/why/dids/ska/set/1")["chain"])
+    for path in (
+        "dids/ska/none",
+        "dids/ska/set/1?at=none",
+        "rules/" + "0" * 8 + "-0000-4000-8000-" + "0" * 12,
+        "storages/none",
+    ):
+        user.get(f"/why/{path}", 404)

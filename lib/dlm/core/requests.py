@@ -10,10 +10,13 @@ from sqlalchemy.engine import Row
 
 from dlm import did as codec
 from dlm.core import dids, rules, storages
+from dlm.core.conveyor import request_id_from_uuid, request_uuid
 from dlm.db import events, requests
 from dlm.db.engine import Tx
 from dlm.errors import Conflict
 from dlm.types import Page, RequestState
+
+__all__ = ["Which", "get_request", "list_requests", "request_uuid", "retry", "retry_one"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +34,9 @@ def list_requests(tx: Tx, which: Which, page: Page) -> tuple[Sequence[Row[Any]],
     return requests.list_requests(tx, _filters(tx, which), page)
 
 
-def get_request(tx: Tx, request_id: int) -> tuple[Row[Any], Sequence[Row[Any]]]:
+def get_request(tx: Tx, uuid: str) -> tuple[Row[Any], Sequence[Row[Any]]]:
     """(the request, its attempts so far, newest first). One that is done or cancelled is NotFound."""
-    row = requests.get(tx, request_id)
+    row = requests.get(tx, request_id_from_uuid(uuid))
     return row, requests.attempts_of(tx, row.did_id, row.storage_id)
 
 
@@ -46,13 +49,13 @@ def retry(tx: Tx, which: Which) -> int:
     return number
 
 
-def retry_one(tx: Tx, request_id: int) -> None:
+def retry_one(tx: Tx, uuid: str) -> None:
     """Try a parked request again now. Conflict when it is not parked."""
-    row = requests.get(tx, request_id)
-    if not requests.retry(tx, requests.Filters(ids=[request_id])):
+    row = requests.get(tx, request_id_from_uuid(uuid))
+    if not requests.retry(tx, requests.Filters(ids=[row.id])):
         hint = f"next attempt {row.next_attempt_at:%Y-%m-%d %H:%M:%S} UTC"
-        raise Conflict(f"request {request_id} is {row.state}, not parked", field="request", hint=hint)
-    events.record(tx, "request", request_id, "retried", before={"error_class": row.error_class, "error": row.error})
+        raise Conflict(f"request {uuid} is {row.state}, not parked", field="request", hint=hint)
+    events.record(tx, "request", row.id, "retried", before={"error_class": row.error_class, "error": row.error})
 
 
 def _filters(tx: Tx, which: Which) -> requests.Filters:

@@ -16,7 +16,7 @@ from flask import Request, request
 from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
 from flask_smorest.spec import prepare_response
-from marshmallow import RAISE, Schema, fields, validate
+from marshmallow import INCLUDE, RAISE, Schema, fields, validate
 from webargs import core
 from webargs.flaskparser import FlaskParser
 
@@ -37,7 +37,10 @@ class Answer(Schema):
 
 
 class Problem(Answer):
-    """What went wrong (RFC 9457). `type` is stable, `field` is the input to change, `hint` the way out."""
+    """What went wrong (RFC 9457). `type` is stable, `field` the input to change, `hint` the way out; some say more."""
+
+    class Meta:
+        unknown = INCLUDE
 
     type = fields.String(required=True, metadata={"example": "/problems/not-found"})
     title = fields.String(required=True)

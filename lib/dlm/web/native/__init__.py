@@ -18,6 +18,7 @@ from dlm.web.native import (
     sites,
     storages,
     usage,
+    why,
 )
 
 PREFIX = "/api/v1"
@@ -34,6 +35,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     replicas.blp,
     rules.blp,
     requests.blp,
+    why.blp,
     events.blp,
     usage.blp,
     breakers.blp,

@@ -40,7 +40,7 @@ def page() -> Response:
 
 @blp.route("/docs/<path:file>")
 @public
-@blp.doc(parameters=[{"in": "path", "name": "file", "schema": {"type": "string"}, "required": True}])
+@blp.alt_response(200, schema={"type": "string"}, content_type="*/*", success=True)
 def asset(file: str) -> Response:
     """A script or style of that page"""
     return send_from_directory(STATIC, file, max_age=3600)

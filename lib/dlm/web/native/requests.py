@@ -30,7 +30,7 @@ class RetryBody(Schema):
 
 
 class Request(Answer):
-    id = fields.Integer(required=True)
+    id = fields.UUID(required=True)
     did = fields.String(required=True)
     storage = fields.String(required=True)
     source = fields.String(required=True, allow_none=True)
@@ -68,12 +68,12 @@ class Retried(Answer):
 
 
 def _request(row: Any) -> dict[str, Any]:
-    plain = {name: getattr(row, name) for name in Request._declared_fields if name != "did"}
-    return {"did": f"{row.scope}:{row.name}", **plain}
+    plain = {name: getattr(row, name) for name in Request._declared_fields if name not in ("id", "did")}
+    return {"id": requests.request_uuid(row.id), "did": f"{row.scope}:{row.name}", **plain}
 
 
-def _details(tx: Any, number: int) -> dict[str, Any]:
-    row, attempts = requests.get_request(tx, number)
+def _details(tx: Any, uuid: str) -> dict[str, Any]:
+    row, attempts = requests.get_request(tx, uuid)
     tried = [{name: getattr(attempt, name) for name in Attempt._declared_fields} for attempt in attempts]
     return {**_request(row), "tried": tried}
 
@@ -90,23 +90,23 @@ def list_requests(query: dict[str, Any]) -> Any:
     return listed("request.list", lambda tx, page: requests.list_requests(tx, which, page), page, _request)
 
 
-@blp.route("/<int(max=9223372036854775807):number>")
+@blp.route("/<uuid>")
 @permission("request.list")
 @blp.answers(RequestDetails)
-def show_request(number: int) -> dict[str, Any]:
+def show_request(uuid: str) -> dict[str, Any]:
     """One request and its attempts"""
     with begin("request.show") as tx:
-        return _details(tx, number)
+        return _details(tx, uuid)
 
 
-@blp.route("/<int(max=9223372036854775807):number>/retry", methods=["POST"])
+@blp.route("/<uuid>/retry", methods=["POST"])
 @permission("request.retry")
 @blp.answers(RequestDetails)
-def retry_request(number: int) -> dict[str, Any]:
+def retry_request(uuid: str) -> dict[str, Any]:
     """Try a parked request again now, with all its attempts"""
     with begin("request.retry") as tx:
-        requests.retry_one(tx, number)
-        return _details(tx, number)
+        requests.retry_one(tx, uuid)
+        return _details(tx, uuid)
 
 
 @blp.route("/retry", methods=["POST"])

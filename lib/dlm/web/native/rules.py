@@ -7,7 +7,7 @@ from typing import Any
 from flask import g, request
 from marshmallow import Schema, ValidationError, fields, validate
 
-from dlm.core import rules
+from dlm.core import plan, rules
 from dlm.core.names import MAX_BATCH
 from dlm.types import Grouping, RuleState
 from dlm.web.access import permission
@@ -184,6 +184,16 @@ def declare_many(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
     with begin("rule.add") as tx:
         made = rules.declare(tx, [_wish(wish) for wish in body["rules"]])
     return {"rules": [{"id": rule.id, "did": rule.did, "is_new": rule.is_new} for rule in made]}, 201
+
+
+@blp.route("/plan", methods=["POST"])
+@permission("rule.plan")
+@blp.arguments(RuleBody)
+@blp.alt_response(200, schema={"type": "object"}, success=True)
+def plan_rule(body: dict[str, Any]) -> dict[str, Any]:
+    """What a rule would do: transfers, bytes by source, space after, what is impossible and why. Nothing is changed"""
+    with begin("rule.plan") as tx:
+        return plan.plan(tx, _wish(body))
 
 
 @blp.route("")
