@@ -1,0 +1,191 @@
+"""The life of one promise, shown: declared and kept, broken behind dlm's back and mended, explained, let go."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from said import say, timed
+
+from dlm.cli.client import Client, at
+from dlm.cli.progress import Look, Rate, display, measured
+from dlm.cli.units import counted
+from dlm.errors import DlmError
+
+WANTED = ("--copies", "2", "--on", "type=disk|type=vault", "--spread", "site", "--lifetime", "365d")
+SECOND = ("--copies", "1", "--on", "type=vault&country=CH")
+STALLED_S = 120.0  # without any progress: something is wrong, and waiting longer would only hide it
+LOOK_S = 0.25
+LOST_SHARE, LOST_MOST = 0.012, 40
+
+
+class Broken(DlmError):
+    """What the tour promises did not happen."""
+
+
+class Promise:
+    """One rule over the dataset `did`, whose copies stand below `storages`."""
+
+    def __init__(self, client: Client, admin: Callable[..., list[str]], storages: Path, did: str, files: int) -> None:
+        self.client = client
+        self.admin = admin
+        self.storages = storages
+        self.did = did
+        self.files = files
+        self.rule = ""
+        self.held: dict[str, int] = {}
+
+    # -- kept -----------------------------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Declare the rule, or take the one that an earlier tour left, and wait until it is ok."""
+        began = time.monotonic()
+        say(" A promise: two copies, at two different sites, for a year")
+        standing = [rule for rule in self.client.items("/rules", did=self.did) if rule["state"] not in ("letting_go", "gone")]
+        if standing:
+            self.rule = standing[0]["id"]
+            say(f"   rule {self.rule} stands since an earlier tour")
+        else:
+            self.rule = self.asked("rule", "add", self.did, *WANTED)["id"]
+            say(f"   rule {self.rule}  {self.did}  2 × type=disk|type=vault  spread site")
+        self.wait(self.look_at_rule)
+        seconds = time.monotonic() - began
+        sites = " and ".join(sorted({name.split("-")[0] for name in self.places()}))
+        say(timed(f"   ok       2 verified copies of {counted(self.files, 'file')}, at {sites}", seconds))
+        say()
+
+    def look_at_rule(self) -> Look:
+        rule = self.client.get(f"/rules/{self.rule}")
+        seen = rule["progress"]
+        if rule["state"] in ("impossible", "suspended", "letting_go", "gone"):
+            raise Broken(f"the rule is {rule['state']}: {rule['reason']}", hint=f"dlm-admin rule show {self.rule}")
+        word = "copying" if rule["state"] == "replicating" else rule["state"]
+        facts = (rule["state"], rule["reason"], seen)
+        return Look(word, seen["files_ok"], seen["files"], is_over=rule["state"] == "ok", text=rule["reason"] or "", facts=facts)
+
+    def places(self) -> list[str]:
+        """The storages at which the rule holds its copies."""
+        return sorted({lock["storage"] for lock in self.client.items(f"/rules/{self.rule}/locks")})
+
+    # -- broken and mended ----------------------------------------------------------------------------------------
+
+    def break_and_mend(self) -> None:
+        """Remove some files of one storage behind dlm's back, have it checked, and wait until all are there again."""
+        storage = next(name for name in self.places() if name.startswith("bern"))
+        paths = self.remove_some(storage)
+        say(f" Something breaks: {counted(len(paths), 'file')} vanish from {storage} behind dlm's back")
+        began = time.monotonic()
+        check = self.asked("storage", "check", storage)
+        if check["missing"] != len(paths) or check["state"] != "done":
+            raise Broken(f"the check of {storage} is {check['state']} and found {check['missing']} missing of {len(paths)} removed")
+        self.wait(lambda: self.look_at_files(paths))
+        self.wait(self.look_at_rule)
+        others = " ".join(name for name in self.places() if name != storage)
+        share = 100 * len(paths) / max(1, check["files"])
+        story = f"{len(paths):,} missing at {storage} ({share:.1f} % of it; the breaker opens at 10 %) → copied again from {others} → ok"
+        say(timed(f"   auditor  {story}", time.monotonic() - began))
+        say()
+
+    def remove_some(self, storage: str) -> list[Path]:
+        """The files removed: 1.2 % of them, spread over all, at least one and at most 40."""
+        replicas = [r for r in self.client.items("/replicas", storage=storage, state="available") if r["did"].startswith(f"{self.did}/")]
+        number = min(LOST_MOST, max(1, int(LOST_SHARE * len(replicas))))
+        chosen = replicas[:: max(1, len(replicas) // number)][:number]
+        paths = [self.storages / storage / replica["path"] for replica in chosen]
+        for path in paths:
+            path.unlink()
+        return paths
+
+    def look_at_files(self, paths: Sequence[Path]) -> Look:
+        there = sum(path.exists() for path in paths)
+        return Look("repairing", there, len(paths), is_over=there == len(paths), facts=there)
+
+    # -- explained ------------------------------------------------------------------------------------------------
+
+    def explain(self, file: str) -> None:
+        """Show what a second rule would do, and why a file is where it is."""
+        say(" What would another rule do?")
+        self.shown("rule", "plan", self.did, *SECOND)
+        say(" Why is a file where it is?")
+        self.shown("why", file)
+
+    # -- let go ---------------------------------------------------------------------------------------------------
+
+    def let_go(self, storages: Sequence[str]) -> None:
+        """Cancel the rule and wait until what it made is deleted, on disk too."""
+        began = time.monotonic()
+        self.held = {name: count for name, count in self.copies(storages).items() if count}
+        total = sum(self.held.values())
+        self.asked("rule", "cancel", self.rule)
+        self.wait(lambda: self.look_at_copies(storages, total))
+        left = [name for name in storages if any(path.is_file() for path in self.tree(name))]
+        if left:
+            raise Broken(f"files of {self.did} are left at {' '.join(left)}, and the catalogue says that they are gone")
+        story = f"rule cancelled → {total:,} replicas wait 5 s in the undo window → deleted, each with its proof → usage 0"
+        say(timed(f" Letting go: {story}", time.monotonic() - began))
+
+    def copies(self, storages: Sequence[str]) -> dict[str, int]:
+        """How many replicas of the dataset's files each of the storages has."""
+        counts = dict.fromkeys(storages, 0)
+        for replica in self.client.items(at("replicas", self.did)):
+            if replica["storage"] in counts:
+                counts[replica["storage"]] += 1
+        return counts
+
+    def look_at_copies(self, storages: Sequence[str], total: int) -> Look:
+        left = sum(self.copies(storages).values())
+        opened = [breaker["reason"] for breaker in self.client.get("/breakers")["items"] if breaker["act"] == "delete"]
+        return Look("letting go", total - left, total, noun="replicas", is_over=left == 0, text="; ".join(opened), facts=left)
+
+    def tree(self, storage: str) -> Sequence[Path]:
+        """What stands at the storage below this dataset's scope."""
+        scope = self.did.partition(":")[0]
+        return list((self.storages / storage / scope).rglob("*"))
+
+    # -- running and waiting --------------------------------------------------------------------------------------
+
+    def asked(self, *words: str) -> Any:
+        """The command shown, run, and what it answered as the machine's JSON (the last object)."""
+        say("   $ " + shown_command(words))
+        ended = subprocess.run(self.admin(*words, "--json"), capture_output=True, text=True)
+        if ended.returncode:
+            raise Broken(f"dlm-admin {' '.join(words)}: {ended.stderr.strip() or ended.stdout.strip()}")
+        return json.loads(ended.stdout.splitlines()[-1])
+
+    def shown(self, *words: str) -> None:
+        """The command and its output, as a person would see them."""
+        say("   $ " + shown_command(words))
+        ended = subprocess.run(self.admin(*words), capture_output=True, text=True)
+        if ended.returncode:
+            raise Broken(f"dlm-admin {' '.join(words)}: {ended.stderr.strip()}")
+        for line in ended.stdout.rstrip().splitlines():
+            say(f"   {line}".rstrip())
+        say()
+
+    def wait(self, look: Callable[[], Look]) -> Look:
+        """Look until it is over, with a bar on a terminal; Broken when nothing moves for long."""
+        rate, seen, since = Rate(), None, time.monotonic()
+        with display(quiet=not sys.stderr.isatty()) as shown:
+            while True:
+                last = look()
+                now = time.monotonic()
+                if last.is_over:
+                    return last
+                if last.facts != seen:
+                    seen, since = last.facts, now
+                if now - since > STALLED_S:
+                    raise Broken(f"{last.word}: {last.done:,} of {last.total:,} {last.noun}, and nothing moves for {STALLED_S:.0f} s. {last.text}")
+                if sys.stderr.isatty():
+                    shown.show(last, measured(last, rate.note(now, last.done)))
+                time.sleep(LOOK_S)
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """The command as a person types it."""
+    return shlex.join(["dlm-admin", *words])
