@@ -93,6 +93,15 @@ def test_it_answers_503_while_the_database_is_away_and_does_not_end(tmp_path: Pa
         assert process.poll() is None
 
 
+def test_another_wsgi_server_gets_the_app_from_the_settings(dsn: str, tmp_path: Path) -> None:
+    code = "from dlm.web.main import make_app; print(make_app().test_client().get('/api/v1/health').status)"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(LIB), "DLM_DATABASE_DSN": dsn}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "200 OK\n", done.stderr
+
+
 def test_a_request_under_way_is_finished_at_sigterm(dsn: str, tmp_path: Path) -> None:
     headers = token(dsn)
     database = Database(dsn)

@@ -71,6 +71,13 @@ def serve(settings: Settings) -> None:
     log.info("stopped")
 
 
+def make_app() -> Flask:
+    """The app for another WSGI server, from the settings in force: `gunicorn 'dlm.web.main:make_app()'`."""
+    settings = config.load()
+    logs.configure(settings)
+    return create_app(open_database(settings), settings)
+
+
 def listen(app: Flask, settings: Settings, sockets: dict[int, Any]) -> Any:
     """The server, listening; its sockets are in `sockets`. InvalidInput when the address cannot be had."""
     try:
