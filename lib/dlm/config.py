@@ -122,6 +122,18 @@ def load(
     return Settings(**values)
 
 
+def flags_of(texts: Iterable[str]) -> dict[str, str]:
+    """The flags, by name, that `section.key=value` texts give; InvalidInput for another form."""
+    flags = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or "." not in key:
+            hint = "write it as section.key=value, e.g. judge.interval_s=1"
+            raise InvalidInput(f"--set {text} is no setting with its value", field="set", hint=hint)
+        flags[key.strip().replace(".", "_", 1)] = value
+    return flags
+
+
 def parse(name: str, text: str, where: str = "") -> Any:
     """The value of the declared setting `name` that `text` spells; InvalidInput if it does not, or out of range."""
     declared = DECLARED[name]

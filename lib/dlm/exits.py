@@ -21,12 +21,15 @@ def status_of(error: DlmError) -> int:
 
 
 def told(error: DlmError) -> str:
-    """One line with what is wrong, and one with the way out where there is one."""
+    """One line with what is wrong, and the way out: a question ends that line, a sentence is one of its own."""
     line = "error: " + " ".join(error.detail.split())
-    return f"{line}\n hint: {error.hint}" if error.hint else line
+    if not error.hint:
+        return line
+    return f"{line}. {error.hint}" if error.hint.startswith("Did you mean") else f"{line}\n hint: {error.hint}"
 
 
 def told_as_json(error: DlmError) -> str:
     """The same as one JSON object on one line."""
-    facts = {"error": error.detail, "field": error.field, "hint": error.hint, "exit_status": status_of(error), **error.facts}
-    return json.dumps({name: value for name, value in facts.items() if value is not None}, default=str, ensure_ascii=False)
+    told = {"error": error.detail, "field": error.field, "hint": error.hint, "exit_status": status_of(error)}
+    facts = {name: value for name, value in {**error.facts, **told}.items() if value is not None}
+    return json.dumps(facts, default=str, ensure_ascii=False)

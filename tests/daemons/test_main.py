@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from conveying import Yard
 
+from dlm import config
 from dlm.daemons import main
 from dlm.db import changes
 from dlm.db.engine import Database
@@ -45,7 +46,11 @@ def started(dsn: str) -> Iterator[Any]:
 
     def start(*arguments: str, address: str = dsn) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [*COMMAND, *arguments], env=environment(address), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            [*COMMAND, *arguments],
+            env=environment(address),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         processes.append(process)
         return process
@@ -149,6 +154,9 @@ def test_daemons_run_in_the_order_of_the_work_each_once() -> None:
 
 
 def test_settings_are_given_as_section_key_value() -> None:
-    assert main.config_flags(["judge.batch_rules=5", "database.dsn=a=b"]) == {"judge_batch_rules": "5", "database_dsn": "a=b"}
+    assert config.flags_of(["judge.batch_rules=5", "database.dsn=a=b"]) == {
+        "judge_batch_rules": "5",
+        "database_dsn": "a=b",
+    }
     with pytest.raises(InvalidInput):
-        main.config_flags(["judge_batch_rules=5"])
+        config.flags_of(["judge_batch_rules=5"])

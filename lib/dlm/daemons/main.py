@@ -56,7 +56,7 @@ def cli(names: Sequence[str], once: bool, dry_run: bool, as_json: bool, path: st
         if dry_run and not once:
             raise InvalidInput("--dry-run goes with --once", field="dry-run")
         chosen = choose(names)
-        settings = config.load(path, flags=config_flags(flags))
+        settings = config.load(path, flags=config.flags_of(flags))
         logs.configure(settings)
         effects.install_from_environment()
         stop = stopped_by_signals()
@@ -77,17 +77,6 @@ def choose(names: Iterable[str]) -> list[str]:
     for name in sorted(wanted - DAEMONS.keys() - {ALL}):
         raise InvalidInput(f"there is no daemon {name!r}", field="name", hint=f"one of {', '.join(DAEMONS)}, or all")
     return [name for name in DAEMONS if name in wanted or ALL in wanted]
-
-
-def config_flags(texts: Iterable[str]) -> dict[str, str]:
-    """The settings, by name, that `section.key=value` texts give."""
-    flags = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or "." not in key:
-            raise InvalidInput(f"--set {text}: write it as section.key=value", field="set", hint="e.g. judge.interval_s=1")
-        flags[key.strip().replace(".", "_", 1)] = value
-    return flags
 
 
 def stopped_by_signals() -> threading.Event:
@@ -148,7 +137,9 @@ def check_schema(database: Database) -> None:
     """Conflict when the database has not the schema that this code needs; months to come get their partitions."""
     have, need = revisions(database.dsn)
     if have != need:
-        raise Conflict(f"the database is at revision {have or 'none'}, this program needs {need}", hint="dlm-admin db upgrade")
+        raise Conflict(
+            f"the database is at revision {have or 'none'}, this program needs {need}", hint="dlm-admin db upgrade"
+        )
     with database.begin("daemon.partitions") as tx:
         migrate.ensure_partitions(tx, tx.now)
 
