@@ -14,8 +14,9 @@ from dlm.core import accounts, authorize
 from dlm.db.engine import SYSTEM, Database
 from dlm.errors import Denied, InvalidInput, NotFound
 from dlm.types import Identity
-from dlm.web.access import PUBLIC
+from dlm.web.access import PUBLIC, permission
 from dlm.web.app import create_app
+from dlm.web.context import begin
 from web.conftest import API, Caller
 
 EXAMPLES = {"path": "name", "int": "1", "uuid": "00000000-0000-4000-8000-000000000000"}
@@ -136,6 +137,19 @@ def test_a_sane_request_id_is_kept_and_another_is_replaced(nobody: Caller) -> No
     for given, is_kept in [("harbour-0001", True), ("x", False), ("a" * 65, False), ("two words here", False)]:
         shown = nobody.call("GET", "/version", headers={"X-Request-Id": given}).headers["X-Request-Id"]
         assert (shown == given) == is_kept and len(shown) >= 8
+
+
+def test_a_view_that_forgets_whose_it_is_changes_nothing_for_a_user(app: Flask, admin: Caller, user: Caller) -> None:
+    @permission("did.set")
+    def forgetful() -> dict[str, str]:
+        with begin("test") as tx:
+            accounts.add_scope(tx, "stolen", "ada")
+        return {}
+
+    app.add_url_rule("/api/v1/forgetful", view_func=forgetful, methods=["POST"])
+    user.call("POST", "/forgetful", 403)
+    user.get("/scopes/stolen", 404)
+    admin.call("POST", "/forgetful", 200)
 
 
 def test_a_sites_policy_holds_for_routes_too(database: Database, user: Caller, pytestconfig: pytest.Config) -> None:

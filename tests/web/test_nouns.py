@@ -96,6 +96,40 @@ def test_sites_and_storages_are_made_changed_and_retired(admin: Caller, storage:
     admin.get("/storages/perth-disk", 404)
 
 
+@pytest.mark.parametrize(
+    ("change", "status", "field"),
+    [
+        ({"prefix": "relative/path"}, 400, "protocols[0].prefix"),
+        ({"prefix": "/data/../etc"}, 400, "protocols[0].prefix"),
+        ({"scheme": "gopher"}, 400, "protocols[0].scheme"),
+        ({"priority": 101}, 400, "protocols[0].priority"),
+    ],
+)
+def test_a_storage_that_cannot_be_spoken_to_is_refused(
+    admin: Caller, tmp_path: Path, change: dict[str, Any], status: int, field: str
+) -> None:
+    admin.post("/sites", {"name": "perth"})
+    way = {"scheme": "posix", "prefix": str(tmp_path / "x"), **change}
+    assert admin.post("/storages", {"name": "new", "site": "perth", "protocols": [way]}, status)["field"] == field
+    admin.get("/storages/new", 404)
+
+
+def test_a_storage_whose_root_cannot_be_made_leaves_nothing_behind(admin: Caller, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    admin.post("/sites", {"name": "perth"})
+    way = {"scheme": "posix", "prefix": str(tmp_path / "file" / "root")}
+    wrong = admin.call("POST", "/storages", json={"name": "new", "site": "perth", "protocols": [way]})
+    assert wrong.status_code in (400, 422) and wrong.json["detail"]
+    admin.get("/storages/new", 404)
+    assert admin.get("/events?object=storage")["items"] == []
+
+
+def test_the_root_of_one_storage_is_not_taken_by_another(admin: Caller, storage: dict[str, Any]) -> None:
+    taken = {"name": "second", "site": "perth", "protocols": [{**storage["protocols"][0]}]}
+    assert 400 <= admin.call("POST", "/storages", json=taken).status_code < 500
+    admin.get("/storages/second", 404)
+
+
 def test_a_user_does_not_touch_storages(user: Caller, storage: dict[str, Any]) -> None:
     user.patch("/storages/perth-disk", {"can_write": False, "reason": "mine"}, 403)
     assert user.get("/storages/perth-disk")["can_write"] is True

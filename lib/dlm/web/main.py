@@ -28,6 +28,7 @@ log = logging.getLogger("dlm.web")
 
 GRACE_S = 10.0
 TURN_S = 0.2
+MAX_CONNECTIONS = 1000  # idle or slow ones cost a socket, not a thread
 # waitress refuses in plain text what is larger than this; up to it the app does, with a problem document.
 REFUSED_BY_SERVER = 8
 
@@ -65,7 +66,7 @@ def serve(settings: Settings) -> None:
     for listener in listeners(sockets):
         log.info("listening on http://%s:%s", listener.effective_host, listener.effective_port)
     while not stop.is_set():
-        loop(timeout=TURN_S, map=sockets, count=1)
+        loop(timeout=TURN_S, use_poll=True, map=sockets, count=1)
     finish(server, sockets)
     database.dispose()
     log.info("stopped")
@@ -87,6 +88,7 @@ def listen(app: Flask, settings: Settings, sockets: dict[int, Any]) -> Any:
             host=settings.web_host,
             port=settings.web_port,
             threads=settings.web_threads,
+            connection_limit=MAX_CONNECTIONS,
             max_request_body_size=REFUSED_BY_SERVER * settings.web_max_body_bytes,
             ident=None,
         )
@@ -101,7 +103,7 @@ def finish(server: Any, sockets: dict[int, Any]) -> None:
         dispatcher.close(listener)  # its own close would take away what wakes this loop when an answer is ready
     limit = time.monotonic() + GRACE_S
     while time.monotonic() < limit and any(busy(sockets)):
-        loop(timeout=TURN_S, map=sockets, count=1)
+        loop(timeout=TURN_S, use_poll=True, map=sockets, count=1)
     server.task_dispatcher.shutdown()
 
 
