@@ -1,0 +1,53 @@
+"""`register`: files that are at a storage enter the catalogue, 10,000 a call, and a dataset with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dlm.core import dids, replicas
+from dlm.core import files as columns
+from dlm.db.engine import Database
+from figures import worlds
+from figures.runner import Bench, Figure, Race
+
+BATCH = 10_000
+
+
+def measure(bench: Bench, files: int) -> Iterator[Figure]:
+    race = Race("register", "files/s", "bare SQL from a prepared set", _prepare, register, register_bare)
+    yield bench.compare(race, files, files)
+
+
+def _prepare(database: Database, files: int) -> None:
+    with database.begin("bench.prepare", worlds.ACTOR) as tx:
+        worlds.base(tx)
+        dids.add_collections(tx, [dids.NewCollection("bench", "ds")])
+        tx.run("CREATE TABLE prepared AS SELECT 'run/2026/file.' || i AS name, 1000 + i AS size, lpad(to_hex(i), 8, '0') AS adler32 FROM generate_series(1, %(n)s) i", n=files)
+
+
+def register(database: Database, files: int) -> None:
+    for start in range(1, files + 1, BATCH):
+        items = [
+            {"name": f"run/2026/file.{i}", "size_bytes": 1000 + i, "adler32": f"{i:08x}"} for i in range(start, min(start + BATCH, files + 1))
+        ]
+        with database.begin("bench.register", worlds.ACTOR) as tx:
+            replicas.register(tx, "origin", columns.read(items, "bench"), dataset=("bench", "ds"))
+
+
+def register_bare(database: Database, files: int) -> None:
+    """DID, replica and attachment rows in three statements."""
+    with database.begin("bench.bare") as tx:
+        tx.run(
+            """INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files, adler32, is_open, created_at)
+               SELECT 1, 'file', name, 1, size, 1, adler32, false, %(now)s FROM prepared ORDER BY name"""
+        )
+        tx.run(
+            """INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, next_check_at)
+               SELECT id, 5, 'unverified', size_bytes, %(now)s, %(now)s FROM did WHERE kind = 'file' ORDER BY did.id"""
+        )
+        tx.run(
+            """INSERT INTO attachment (parent_id, child_id, size_bytes)
+               SELECT (SELECT id FROM did WHERE kind = 'dataset'), id, size_bytes FROM did WHERE kind = 'file' ORDER BY did.id"""
+        )
+        tx.run("UPDATE storage_usage SET used_files = %(n)s, used_bytes = (SELECT sum(size) FROM prepared) WHERE storage_id = 5", n=files)
+        tx.run("UPDATE did SET files = %(n)s, size_bytes = (SELECT sum(size) FROM prepared) WHERE kind = 'dataset'", n=files)
