@@ -15,7 +15,7 @@ from said import say, timed
 
 from dlm.cli.client import Client, at
 from dlm.cli.progress import Look, Rate, display, measured
-from dlm.cli.units import counted
+from dlm.cli.units import counted, shown_size
 from dlm.errors import DlmError
 
 WANTED = ("--copies", "2", "--on", "type=disk|type=vault", "--spread", "site", "--lifetime", "365d")
@@ -29,6 +29,11 @@ class Broken(DlmError):
     """What the tour promises did not happen."""
 
 
+def live_rules(client: Client, did: str) -> list[Any]:
+    """The rules on the DID that have not ended."""
+    return [rule for rule in client.items("/rules", did=did) if rule["state"] not in ("letting_go", "gone")]
+
+
 class Promise:
     """One rule over the dataset `did`, whose copies stand below `storages`."""
 
@@ -39,7 +44,6 @@ class Promise:
         self.did = did
         self.files = files
         self.rule = ""
-        self.held: dict[str, int] = {}
 
     # -- kept -----------------------------------------------------------------------------------------------------
 
@@ -47,7 +51,7 @@ class Promise:
         """Declare the rule, or take the one that an earlier tour left, and wait until it is ok."""
         began = time.monotonic()
         say(" A promise: two copies, at two different sites, for a year")
-        standing = [rule for rule in self.client.items("/rules", did=self.did) if rule["state"] not in ("letting_go", "gone")]
+        standing = live_rules(self.client, self.did)
         if standing:
             self.rule = standing[0]["id"]
             say(f"   rule {self.rule} stands since an earlier tour")
@@ -66,8 +70,9 @@ class Promise:
         if rule["state"] in ("impossible", "suspended", "letting_go", "gone"):
             raise Broken(f"the rule is {rule['state']}: {rule['reason']}", hint=f"dlm-admin rule show {self.rule}")
         word = "copying" if rule["state"] == "replicating" else rule["state"]
-        facts = (rule["state"], rule["reason"], seen)
-        return Look(word, seen["files_ok"], seen["files"], is_over=rule["state"] == "ok", text=rule["reason"] or "", facts=facts)
+        look = Look(word, seen["files_ok"], seen["files"], is_over=rule["state"] == "ok", text=rule["reason"] or "")
+        look.facts = (rule["state"], rule["reason"], seen)
+        return look
 
     def places(self) -> list[str]:
         """The storages at which the rule holds its copies."""
@@ -83,18 +88,20 @@ class Promise:
         began = time.monotonic()
         check = self.asked("storage", "check", storage)
         if check["missing"] != len(paths) or check["state"] != "done":
-            raise Broken(f"the check of {storage} is {check['state']} and found {check['missing']} missing of {len(paths)} removed")
+            found = f"{check['state']} and found {check['missing']} missing of {len(paths)} removed"
+            raise Broken(f"the check of {storage} is {found}")
         self.wait(lambda: self.look_at_files(paths))
         self.wait(self.look_at_rule)
         others = " ".join(name for name in self.places() if name != storage)
         share = 100 * len(paths) / max(1, check["files"])
-        story = f"{len(paths):,} missing at {storage} ({share:.1f} % of it; the breaker opens at 10 %) → copied again from {others} → ok"
-        say(timed(f"   auditor  {story}", time.monotonic() - began))
+        found = f"{len(paths):,} missing at {storage} ({share:.1f} % of it; the breaker opens at 10 %)"
+        say(timed(f"   auditor  {found} → copied again from {others} → ok", time.monotonic() - began))
         say()
 
     def remove_some(self, storage: str) -> list[Path]:
         """The files removed: 1.2 % of them, spread over all, at least one and at most 40."""
-        replicas = [r for r in self.client.items("/replicas", storage=storage, state="available") if r["did"].startswith(f"{self.did}/")]
+        there = self.client.items("/replicas", storage=storage, state="available")
+        replicas = [replica for replica in there if replica["did"].startswith(f"{self.did}/")]
         number = min(LOST_MOST, max(1, int(LOST_SHARE * len(replicas))))
         chosen = replicas[:: max(1, len(replicas) // number)][:number]
         paths = [self.storages / storage / replica["path"] for replica in chosen]
@@ -120,33 +127,31 @@ class Promise:
     def let_go(self, storages: Sequence[str]) -> None:
         """Cancel the rule and wait until what it made is deleted, on disk too."""
         began = time.monotonic()
-        self.held = {name: count for name, count in self.copies(storages).items() if count}
-        total = sum(self.held.values())
+        made = [self.storages / name / path for name, path in self.copies(storages)]
         self.asked("rule", "cancel", self.rule)
-        self.wait(lambda: self.look_at_copies(storages, total))
-        left = [name for name in storages if any(path.is_file() for path in self.tree(name))]
+        self.wait(lambda: self.look_at_copies(storages, len(made)))
+        left = [str(path) for path in made if path.exists()]
         if left:
-            raise Broken(f"files of {self.did} are left at {' '.join(left)}, and the catalogue says that they are gone")
-        story = f"rule cancelled → {total:,} replicas wait 5 s in the undo window → deleted, each with its proof → usage 0"
-        say(timed(f" Letting go: {story}", time.monotonic() - began))
+            raise Broken(f"{counted(len(left), 'file')} that the catalogue says are deleted are there, e.g. {left[0]}")
+        story = f"rule cancelled → {len(made):,} replicas wait 5 s in the undo window → deleted, each with its proof"
+        say(timed(f" Letting go: {story} → usage {shown_size(self.used(storages))}", time.monotonic() - began))
 
-    def copies(self, storages: Sequence[str]) -> dict[str, int]:
-        """How many replicas of the dataset's files each of the storages has."""
-        counts = dict.fromkeys(storages, 0)
-        for replica in self.client.items(at("replicas", self.did)):
-            if replica["storage"] in counts:
-                counts[replica["storage"]] += 1
-        return counts
+    def copies(self, storages: Sequence[str]) -> list[tuple[str, str]]:
+        """(storage, path) of every replica that the dataset's files have at the storages."""
+        replicas = self.client.items(at("replicas", self.did))
+        return [(replica["storage"], replica["path"]) for replica in replicas if is_kept(replica, storages)]
+
+    def used(self, storages: Sequence[str]) -> int:
+        """The bytes on the storages, and those promised to come; others' rules may have some there."""
+        items = self.client.get("/usage/storages")["items"]
+        return sum(item["used_bytes"] + item["reserved_bytes"] for item in items if item["storage"] in storages)
 
     def look_at_copies(self, storages: Sequence[str], total: int) -> Look:
-        left = sum(self.copies(storages).values())
-        opened = [breaker["reason"] for breaker in self.client.get("/breakers")["items"] if breaker["act"] == "delete"]
-        return Look("letting go", total - left, total, noun="replicas", is_over=left == 0, text="; ".join(opened), facts=left)
-
-    def tree(self, storage: str) -> Sequence[Path]:
-        """What stands at the storage below this dataset's scope."""
-        scope = self.did.partition(":")[0]
-        return list((self.storages / storage / scope).rglob("*"))
+        left = len(self.copies(storages))
+        breakers = self.client.get("/breakers")["items"]
+        held = "; ".join(breaker["reason"] for breaker in breakers if breaker["act"] == "delete")
+        gone = total - left
+        return Look("letting go", gone, total, noun="replicas", is_over=left == 0, text=held, facts=left)
 
     # -- running and waiting --------------------------------------------------------------------------------------
 
@@ -180,10 +185,16 @@ class Promise:
                 if last.facts != seen:
                     seen, since = last.facts, now
                 if now - since > STALLED_S:
-                    raise Broken(f"{last.word}: {last.done:,} of {last.total:,} {last.noun}, and nothing moves for {STALLED_S:.0f} s. {last.text}")
+                    far = f"{last.done:,} of {last.total:,} {last.noun}"
+                    raise Broken(f"{last.word}: {far}, and nothing moves for {STALLED_S:.0f} s. {last.text}")
                 if sys.stderr.isatty():
                     shown.show(last, measured(last, rate.note(now, last.done)))
                 time.sleep(LOOK_S)
+
+
+def is_kept(replica: dict[str, Any], storages: Sequence[str]) -> bool:
+    """True for a replica at the storages that is not deleted; the row of a deleted one may rest for a while."""
+    return replica["storage"] in storages and replica["state"] != "deleted"
 
 
 def shown_command(words: Sequence[str]) -> str:

@@ -39,4 +39,4 @@ def failed(step: str, text: str, hint: str | None, var: Path) -> None:
     print(f" ✗ {step:<{WORDS}} {text}", file=sys.stderr)
     if hint:
         print(f"   hint: {hint}", file=sys.stderr)
-    print(f"   logs: {var}/*.log, {var}/db/log", file=sys.stderr, flush=True)
+    print(f"   logs: {var}/log/web.log, {var}/log/daemons.log", file=sys.stderr, flush=True)

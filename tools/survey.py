@@ -108,7 +108,7 @@ def _paths(root: Path, without: Path, found: Survey) -> Iterator[str]:
 
 
 def _tracked(root: Path) -> list[str] | None:
-    """The files under version control when `root` is the top of a git checkout; None when it is not, or git is not there."""
+    """The files under version control when `root` is the top of a git checkout; None when it is none."""
     if not (root / ".git").exists():
         return None
     try:
@@ -149,7 +149,8 @@ def _look(found: Survey, path: str) -> Found | None:
         found.skip("went away while we looked", path)
         return None
     if not stat.S_ISREG(status.st_mode):
-        found.skip("is a symbolic link" if stat.S_ISLNK(status.st_mode) else "is no file, but a socket, pipe or device", path)
+        is_link = stat.S_ISLNK(status.st_mode)
+        found.skip("is a symbolic link" if is_link else "is no file, but a socket, pipe or device", path)
         return None
     if not os.access(full, os.R_OK):
         found.skip("cannot be read", path)

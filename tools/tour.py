@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import re
 import signal
 import socket
@@ -19,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from promise import Promise
+from promise import Promise, live_rules
 from said import done, failed, say
 from survey import Survey, differences, record, survey
 
@@ -118,6 +119,9 @@ def main() -> int:
     except KeyboardInterrupt:
         say("\n not watching any more; dlm goes on by itself.  look: dlm-admin status   stop: dlm-admin down")
         return end(place, arguments.check, 130)
+    except BrokenPipeError:  # whoever read along has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return end(place, arguments.check, 1)
     except (Failed, DlmError) as error:
         failed(getattr(error, "step", "tour"), str(error), getattr(error, "hint", None), place.var)
         return end(place, arguments.check, 75 if isinstance(error, Transient) else 1)
@@ -180,7 +184,8 @@ def start(place: Place) -> None:
     began = time.monotonic()
     run(place, "database", "db", "init")
     settings = load(str(place.config))
-    where = "the one in dlm.cfg" if settings.database_dsn else f"embedded PostgreSQL in {shown_path(Path(settings.database_embedded_dir))}"
+    embedded = f"embedded PostgreSQL in {shown_path(Path(settings.database_embedded_dir))}"
+    where = "the PostgreSQL that dlm.cfg names" if settings.database_dsn else embedded
     done("database", where, time.monotonic() - began)
     began = time.monotonic()
     run(place, "services", "up")
@@ -211,7 +216,8 @@ def prepare(place: Place, client: Client) -> None:
     for name in STORAGES:
         if not is_there(client, "storages", name):
             site, kind = name.split("-")
-            run(place, "storages", "storage", "add", name, "--site", site, "--type", kind, "--path", str(place.storages / name))
+            where = ("--site", site, "--type", kind, "--path", str(place.storages / name))
+            run(place, "storages", "storage", "add", name, *where)
     done("storages", "perth-disk perth-vault (site perth) · bern-disk bern-vault (site bern)")
 
 
@@ -231,7 +237,7 @@ def run(place: Place, step: str, *words: str) -> str:
 
 
 def register(place: Place, client: Client, found: Survey) -> tuple[str, str]:
-    """(dataset, storage) that the files of the directory are registered as, in place; what is there already is reused."""
+    """(dataset, storage) as which the directory's files are registered in place; what is there already is reused."""
     began = time.monotonic()
     dataset, storage = home_of(place, client, found)
     if not is_there(client, "storages", storage):
@@ -270,9 +276,17 @@ def home_of(place: Place, client: Client, found: Survey) -> tuple[str, str]:
         dataset, storage = f"{name}{suffix}", f"{plain}{suffix}"
         if storage not in known and not has_did(client, dataset):
             return dataset, storage
-        if storage in known and root_of(client, storage) == str(place.data) and still_holds(client, storage, found):
-            return dataset, storage
+        if storage in known and root_of(client, storage) == str(place.data):
+            if still_holds(client, storage, found):
+                return dataset, storage
+            end_rules(client, f"{SCOPE}:{dataset}")
     raise Failed("your data", f"{place.data} was registered {GENERATIONS} times; remove {place.var} and start afresh")
+
+
+def end_rules(client: Client, did: str) -> None:
+    """Cancel what a tour that was interrupted left on names that no later tour uses."""
+    for rule in live_rules(client, did):
+        client.delete(f"/rules/{rule['id']}")
 
 
 def has_did(client: Client, dataset: str) -> bool:
@@ -311,16 +325,18 @@ def unchanged(place: Place, before: dict[str, tuple[int, int, int]], files: int)
     changed = differences(before, record(place.data, place.var))
     if changed:
         names = " ".join(ascii(path) for path in changed[:5])
-        raise Failed("your data", f"{counted(len(changed), 'file')} changed in {place.data} meanwhile: {names}. dlm writes nothing there: who did?")
+        what = f"{counted(len(changed), 'file')} changed in {place.data} meanwhile: {names}"
+        raise Failed("your data", f"{what}. dlm writes nothing there: who did?")
     say(f" Your files in {place.data}: {files:,}, unchanged.")
     say()
 
 
 def farewell(place: Place) -> None:
     settings = load(str(place.config))
-    say(f" dlm is running.  API and docs  {settings.client_url}/api/v1/docs   token  {shown_path(Path(settings.client_token_file))}   stop: dlm-admin down")
-    here = "" if place.var == CHECKOUT / "var" else f" --config {shown_path(place.config)}"
-    say(f" Try: bin/dlm-admin{here} status   ·   rule list   ·   storage list   ·   rule add {SCOPE}:… --copies 1 --on type=disk --watch")
+    token = shown_path(Path(settings.client_token_file))
+    admin = "bin/dlm-admin" if place.var == CHECKOUT / "var" else f"bin/dlm-admin --config {shown_path(place.config)}"
+    say(f" dlm is running.  API and docs  {settings.client_url}/api/v1/docs   token  {token}   stop: {admin} down")
+    say(f" Try: {admin} status   ·   storage list   ·   did list {SCOPE} --kind dataset   ·   event list rule")
     say(" Next: add your own storage · declare a rule · run it for real      → README.md#next")
 
 

@@ -13,7 +13,9 @@ from dlm import types
 from dlm.db import models
 
 PAGE = sections(DOCS / "states.md")
-ENUMS = [enum for _, enum in inspect.getmembers(types, inspect.isclass) if issubclass(enum, StrEnum) and enum is not StrEnum]
+ENUMS = [
+    enum for _, enum in inspect.getmembers(types, inspect.isclass) if issubclass(enum, StrEnum) and enum is not StrEnum
+]
 
 
 def section(word: str) -> str:
