@@ -102,6 +102,8 @@ class Auditor:
                 self._end_unavailable(tx, check, str(reason))
             return
         with self.database.begin("auditor.record") as tx:
+            if not check.is_available:  # it answered: whoever asked need not wait for the next look at markers
+                audit.note_availability(tx, check.storage_id, None)
             self._record_check(tx, check, answers, is_last_look, done)
         done.is_full = True
 

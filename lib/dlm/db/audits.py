@@ -99,7 +99,7 @@ def claim(tx: Tx, lease_s: float, besides: Iterable[int] = ()) -> Row[Any] | Non
                           ORDER BY next_attempt_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
            UPDATE audit a SET fence = a.fence + 1, claimed_until = %(now)s + make_interval(secs => %(lease_s)s)
              FROM next, storage s WHERE a.id = next.id AND s.id = a.storage_id
-           RETURNING a.*, s.name AS storage""",
+           RETURNING a.*, s.name AS storage, s.is_available""",
         lease_s=lease_s,
         besides=list(besides),
     )
