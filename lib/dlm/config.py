@@ -58,6 +58,10 @@ class Settings:
     web_max_body_bytes: int = setting(16 * 1024**2, "bytes", "a larger request is refused with 413", 1024, 1024**3)
     web_policy_file: str = setting("", "path", "a site's policy document, laid over the shipped one; empty: none")
 
+    web_max_upload_bytes: int = setting(
+        1024**3, "bytes", "a larger file is refused; until it is whole it stands in a temporary file", 1024, 1024**4
+    )
+
     client_url: str = setting("http://127.0.0.1:8410", "", "where dlm-admin finds the web service; also DLM_URL")
     client_token: str = setting("", "", "the token dlm-admin shows; also DLM_TOKEN")
     client_token_file: str = setting("var/token", "path", "file with that token, read when client_token is empty")

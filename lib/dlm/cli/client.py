@@ -98,7 +98,11 @@ class Client:
         data = None if body is None else json.dumps(body).encode()
         sent = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
         with self.open(method, path, data, query=query, headers=sent) as response:
-            text = response.read()
+            return self.read_json(response)
+
+    def read_json(self, response: http.client.HTTPResponse) -> Any:
+        """The JSON of an answer, None for an empty one."""
+        text = response.read()
         return json.loads(text) if text else None
 
     # Many

@@ -38,10 +38,8 @@ def init(session: Session) -> None:
     started = time.monotonic()
     item = prepare(session.settings)
     spent = shown_seconds(round(time.monotonic() - started, 1))
-    session.out.said(
-        f"database {item['where']}, revision {item['revision']}, account {ROOT}, token in {item['token_file']}   {spent}",
-        item,
-    )
+    first = f"account {ROOT}, token in {item['token_file']}"
+    session.out.said(f"database {item['where']}, revision {item['revision']}, {first}   {spent}", item)
 
 
 def prepare(settings: Settings) -> dict[str, Any]:

@@ -203,8 +203,9 @@ def markers(tx: Tx) -> Iterator[Line]:
     refs = storages.protocols(tx)
     absent = mover.absent(refs.values(), MARKER_TIMEOUT_S)
     for storage_id, reason in sorted(absent.items()):
-        hint = f"if it is not reached from this host that is fine; else dlm-admin why storage {refs[storage_id].storage_name}"
-        yield Line("storage", WARN, f"{refs[storage_id].storage_name}: {reason}", hint)
+        name = refs[storage_id].storage_name
+        hint = f"fine if it is not to be reached from this host; else dlm-admin why storage {name}"
+        yield Line("storage", WARN, f"{name}: {reason}", hint)
     if refs and not absent:
         yield Line("storages", OK, f"{counted(len(refs), 'storage')}, each with its marker")
     if not refs:

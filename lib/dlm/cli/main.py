@@ -13,6 +13,8 @@ from dlm.cli import (
     databases,
     dids,
     doctor,
+    putting,
+    registering,
     requests,
     rules,
     running,
@@ -21,7 +23,6 @@ from dlm.cli import (
     verifying,
     watching,
 )
-from dlm.cli import registering as _registering  # noqa: F401 - adds `did register`
 from dlm.cli.session import Root, Session
 
 TOKEN_HELP = "Else DLM_TOKEN, else the file client.token_file. Other users see it in the list of processes."
@@ -67,6 +68,8 @@ COMMANDS: tuple[click.Command, ...] = (
 )
 for command in COMMANDS:
     cli.add_command(command)
+for command in (registering.register, putting.put, putting.get):
+    dids.did.add_command(command)
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""What commands print: tables and facts for people, JSON lines for machines. Colour only on a terminal (click sees to it)."""
+"""What commands print: tables and facts for people, JSON lines for machines.
+
+Colour goes to a terminal only: click takes it away elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -107,17 +110,18 @@ class Output:
         for label, value in pairs:
             self.line(f"{label:<{width}}  {coloured(plain(value))}")
 
-    def table(self, items: Iterable[Item], columns: Sequence[Column], empty: str = "") -> int:
-        """The items as a table or as JSON lines; how many. `empty` is what people read when there are none."""
+    def table(self, items: Iterable[Item], columns: Sequence[Column], empty: str = "") -> None:
+        """The items as a table or as JSON lines. `empty` is what people read when there are none."""
         if self.as_json:
-            return sum(1 for item in items if self.object(item) is None)
-        number = 0
+            for item in items:
+                self.object(item)
+            return
+        is_empty = True
         for text in _lines(iter(items), columns):
             click.echo(text)
-            number += 1
-        if number == 0 and empty:
+            is_empty = False
+        if is_empty and empty:
             click.echo(empty)
-        return max(0, number - 1)
 
 
 def _lines(items: Iterator[Item], columns: Sequence[Column]) -> Iterator[str]:

@@ -61,7 +61,9 @@ class Display(Protocol):
 
 def measured(look: Look, per_second: float | None) -> str:
     """'2,661/3,412 files · 4.0/5.1 GB · 212 MB/s · 5 s left'; the rate counts bytes where they are known."""
-    parts = [f"{look.done:,}/{look.total:,} {look.noun}" if look.total else f"{look.done:,} {look.noun}"]
+    parts = []
+    if look.noun != "bytes":
+        parts.append(f"{look.done:,}/{look.total:,} {look.noun}" if look.total else f"{look.done:,} {look.noun}")
     if look.total_bytes is not None and look.done_bytes is not None:
         about = "≈ " if look.is_estimate else ""
         parts.append(f"{about}{shown_size(look.done_bytes)}/{shown_size(look.total_bytes)}")
@@ -93,11 +95,11 @@ class Bar:
 
 
 class Lines:
-    """A line at the first look, and one a minute."""
+    """One line a minute."""
 
     def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
         self.timer = timer
-        self.next_at = timer()
+        self.next_at = timer() + LINE_EVERY_S
 
     def show(self, look: Look, note: str) -> None:
         if self.timer() >= self.next_at and not look.is_over:

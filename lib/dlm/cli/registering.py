@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,9 +17,8 @@ import click
 
 from dlm import did as codec
 from dlm.cli.client import Client, at, named
-from dlm.cli.dids import did
 from dlm.cli.progress import Look, Rate, display, measured
-from dlm.cli.session import Session, pass_session
+from dlm.cli.session import Session, Verb, pass_session
 from dlm.cli.units import DID, counted, shown_seconds, shown_size
 from dlm.digest import Digest
 from dlm.errors import Conflict, InvalidInput, NotFound
@@ -51,7 +51,7 @@ class Tally:
     left_out: list[str] = field(default_factory=list)
 
 
-@did.command("register")
+@click.command("register", cls=Verb)
 @click.argument("place", metavar="DIR|FILE…", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--storage", required=True, help="The storage on which they are.")
 @click.option("--dataset", type=DID, help="Put them into this dataset, which is made if it is not there.")
@@ -70,7 +70,8 @@ class Tally:
 def register(session: Session, place: Sequence[Path], storage: str, dataset: str | None, **given: Any) -> None:
     """Register files in place: directories and files below a storage's root that this host can read.
 
-    Nothing is moved or changed. A file's name is its path below the directory given. A second run registers what is new.
+    Nothing is moved or changed. A file's name is its path below the directory given. A second run
+    registers what is new.
     """
     scope = given["scope"] or (dataset.partition(":")[0] if dataset else None)
     if scope is None:
@@ -86,8 +87,8 @@ def register(session: Session, place: Sequence[Path], storage: str, dataset: str
         ensure_dataset(session.client, dataset)
     facts = {"storage": storage, "scope": scope, **({"dataset": dataset} if dataset else {})}
     started = time.monotonic()
-    described = [(path, given["prefix"] + name) for path, name in names(files, place)]
-    _register(session, described, facts, tally, 0 if given["no_checksum"] else given["jobs"])
+    chosen = [(file, given["prefix"] + name) for file, name in names(files, place)]
+    _register(session, chosen, facts, tally, 0 if given["no_checksum"] else given["jobs"])
     _tell(session, tally, storage, dataset, time.monotonic() - started)
 
 
@@ -143,7 +144,7 @@ def ask(session: Session, files: Sequence[Found], is_sure: bool) -> None:
     session.out.line(f"{counted(len(files), 'file')}, {shown_size(size)}")
     if is_sure or (len(files) <= FILES_ASKED and size <= BYTES_ASKED):
         return
-    if session.as_json or not click.get_text_stream("stdin").isatty():
+    if session.as_json or not sys.stdin.isatty():
         raise InvalidInput(f"{counted(len(files), 'file')}, {shown_size(size)} is much", field="place", hint="--yes")
     click.confirm("register them?", abort=True)
 

@@ -78,7 +78,7 @@ def wished(command: Any) -> Any:
 def body_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The request's members for the words that were given."""
     names = {"lifetime": "lifetime_s", "expires": "expires_at"}
-    return {names.get(key, key): value for key, value in given.items() if value not in (None, False)}
+    return {names.get(key, key): value for key, value in given.items() if value is not None and value is not False}
 
 
 @rule.command("add")

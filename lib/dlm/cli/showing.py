@@ -8,6 +8,7 @@ from typing import Any
 from dlm.cli.output import Item, coloured, plain, safe
 from dlm.cli.units import counted, shown_ago, shown_moment, shown_seconds, shown_size
 
+LABEL = 11
 MOST = 20  # storages and reasons that are told one by one
 
 
@@ -106,7 +107,8 @@ def plan(item: Item) -> Iterator[str]:
     held = sum(place["already_there"]["bytes"] + place["to_copy"]["bytes"] for place in item["destinations"])
     yield f"   {'charged':<16}{item['account']}  {shown_size(held)}"
     moved = item["transfers"]
-    yield f" {counted(moved['files'], 'transfer')}, {shown_size(moved['bytes'])}.  declare it?  dlm-admin rule add … (same words)"
+    total = f"{counted(moved['files'], 'transfer')}, {shown_size(moved['bytes'])}"
+    yield f" {total}   declare it?  dlm-admin rule add … (same words)"
 
 
 def _there(place: Item) -> list[str]:
@@ -138,7 +140,7 @@ def _rows(label: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------------ why
 
 SUBJECTS = ("did", "rule", "request", "storage")
-_SHOWN_APART = {"chain", "next", "replicas", *SUBJECTS}
+_SHOWN_APART = {"chain", "next", *SUBJECTS}
 
 
 def why(item: Item) -> Iterator[str]:
@@ -147,13 +149,14 @@ def why(item: Item) -> Iterator[str]:
     facts = [f"{key} {plain(value)}" for key, value in item.items() if _is_fact(key, value)]
     yield safe(f" {item[subject]}   {' · '.join(facts)}".rstrip())
     yield from _chain(item["chain"], "   ")
-    for copy in item.get("replicas", ()):
-        state = coloured(copy["state"])
-        yield f"   {'replica':<11}{copy['storage']}  {state}  since {shown_moment(copy['since'])}{_elsewhere(copy)}"
+    copies = item["replicas"] if isinstance(item.get("replicas"), list) else []  # of a storage: numbers by state
+    for copy in copies:
+        since = f"since {shown_moment(copy['since'])}"
+        yield f"   {'replica':<{LABEL}}{copy['storage']}  {coloured(copy['state'])}  {since}{_elsewhere(copy)}"
         yield from _chain(copy["chain"], "     ")
-        yield safe(f"     {'next':<9}{_next(copy['next'])}")
-    if not item.get("replicas"):
-        yield safe(f"   {'next':<11}{_next(item['next'])}")
+        yield safe(f"     {'next':<{LABEL}}{_next(copy['next'])}")
+    if not copies:
+        yield safe(f"   {'next':<{LABEL}}{_next(item['next'])}")
 
 
 def _is_fact(key: str, value: Any) -> bool:
@@ -166,7 +169,7 @@ def _chain(steps: Sequence[Mapping[str, Any]], indent: str) -> Iterator[str]:
         label = step["step"] if step["step"] != last else ""
         last = step["step"]
         when = shown_moment(step["at"]) if step["at"] else ""
-        yield safe(f"{indent}{label:<{14 - len(indent)}}{when:<22}{step['text']}")
+        yield safe(f"{indent}{label:<{LABEL}}{when:<22}{step['text']}")
 
 
 def _elsewhere(copy: Item) -> str:

@@ -256,7 +256,8 @@ def check_storage(session: Session, name: str, confirm_lost: bool, no_checksum: 
     """Have the auditor compare a storage with the catalogue, and watch it.
 
     What is missing or corrupt is declared lost or bad and repaired from a good copy. When it is more than the breaker's
-    share, the check stops and declares nothing until you give --confirm-lost. Exit status 1 when it did not come to its end.
+    share, the check stops and declares nothing until you give --confirm-lost. Exit status 1 when it did not
+    come to its end.
     """
     body = {"with_checksum": not no_checksum, "confirm_lost": confirm_lost}
     started = session.client.post(named("storages", name, "checks"), body)
@@ -283,7 +284,7 @@ def _told(item: Item) -> str:
     if item["state"] == "stopped":
         again = f"dlm-admin storage check {item['storage']} --confirm-lost"
         return f"{text}\n reason   {item['message']}\n next     if they are really lost: {again}"
-    return f"{text}\n reason   {item['message']}" if item["message"] else text
+    return f"{text}\n reason   {item['message']}" if item["message"] and item["state"] != "done" else text
 
 
 # --------------------------------------------------------------------------------------------------- expressions

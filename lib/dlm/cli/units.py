@@ -68,7 +68,7 @@ def shown_seconds(number: float | None) -> str:
     if number is None:
         return "-"
     whole = round(number)
-    if abs(number) < 10 and not float(number).is_integer():
+    if isinstance(number, float) and abs(number) < 10:
         return f"{number:.1f} s"
     if whole < 120:
         return f"{whole} s"

@@ -13,7 +13,8 @@ from dlm.cli.client import at, named
 from dlm.cli.output import Column, Item, coloured, plain, safe
 from dlm.cli.session import Noun, Session, Verb, pass_session
 from dlm.cli.storages import state as storage_state
-from dlm.cli.units import shown_moment, shown_seconds
+from dlm.cli.units import counted, shown_moment, shown_seconds
+from dlm.core.conveyor import request_uuid
 from dlm.errors import InvalidInput
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -27,8 +28,10 @@ EVENT_COLUMNS = (
 )
 BREAKER_COLUMNS = (
     Column("BREAKER", "id", is_right=True),
-    Column("STORAGE", lambda item: item["storage"] or "all"),
-    Column("STOPS", lambda item: {"delete": "deletions", "loss": "declaring losses"}.get(item["act"], item["act"])),
+    Column("STORAGE", lambda item: str(item["storage"] or "all")),
+    Column(
+        "STOPS", lambda item: {"delete": "deletions", "loss": "declaring losses"}.get(item["act"], str(item["act"]))
+    ),
     Column("OPENED", lambda item: shown_moment(item["opened_at"])),
     Column("BY", "opened_by"),
     Column("CLOSED", lambda item: shown_moment(item["closed_at"])),
@@ -62,7 +65,12 @@ def _why_path(words: tuple[str, ...]) -> str:
     nouns = {"did": "dids", "rule": "rules", "request": "requests", "storage": "storages"}
     if len(words) != 2 or words[0] not in nouns:
         raise InvalidInput("say what: a DID, or `rule RULE`, `request REQUEST`, `storage NAME`", field="words")
-    return at("why/dids", words[1]) if words[0] == "did" else named("why", nouns[words[0]], words[1])
+    if words[0] == "did":
+        return at("why/dids", words[1])
+    name = words[1]
+    if words[0] == "request" and name.isdecimal():
+        name = request_uuid(int(name))  # the list shows numbers
+    return named("why", nouns[words[0]], name)
 
 
 @click.group(cls=Noun)
@@ -147,7 +155,7 @@ def overview(item: Item) -> Iterator[str]:
     """The one look; an arrow marks what needs a person, with the command that explains it below."""
     promises = dict(item["promises"])
     states = "   ".join(coloured(f"{number:,} {name}", name) for name, number in promises.items() if name != "total")
-    yield f" promises   {promises['total']:,} rules   {states}".rstrip()
+    yield f" promises   {counted(promises['total'], 'rule')}   {states}".rstrip()
     yield f" queues     {_queues(item['queues'])}"
     yield from _storages(item["storages"])
     for breaker in item["breakers"]:

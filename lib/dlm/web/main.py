@@ -89,7 +89,9 @@ def listen(app: Flask, settings: Settings, sockets: dict[int, Any]) -> Any:
             port=settings.web_port,
             threads=settings.web_threads,
             connection_limit=MAX_CONNECTIONS,
-            max_request_body_size=REFUSED_BY_SERVER * settings.web_max_body_bytes,
+            max_request_body_size=max(
+                REFUSED_BY_SERVER * settings.web_max_body_bytes, settings.web_max_upload_bytes + 1
+            ),
             ident=None,
         )
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ from dlm.web.blueprint import Blueprint
 from dlm.web.native import (
     accounts,
     breakers,
+    bytes,
     checks,
     dids,
     docs,
@@ -33,6 +34,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     expressions.blp,
     dids.blp,
     replicas.blp,
+    bytes.blp,
     rules.blp,
     requests.blp,
     why.blp,
