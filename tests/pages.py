@@ -9,7 +9,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 DOCS = CHECKOUT / "docs"
 
-_FENCE = re.compile(r"^```(\w*)\s*$")
+_FENCE = re.compile(r"^ *```(\w*)\s*$")
 _SKIP = re.compile(r"^<!-- not run: (?P<reason>.{10,}) -->$")
 
 
@@ -35,7 +35,7 @@ def first_column(text: str) -> list[str]:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page, in order. `<!-- not run: reason -->` on the line above a fence marks one that is not run."""
+    """The fenced blocks of a page, in order; `<!-- not run: reason -->` above marks one that no test runs."""
     found: list[Block] = []
     lines = page.read_text(encoding="utf-8").splitlines()
     start, language = None, ""
@@ -47,7 +47,7 @@ def blocks(page: Path) -> list[Block]:
             start, language = number, match[1]
             continue
         above = next((text for text in reversed(lines[:start]) if text.strip()), "")
-        skip = _SKIP.match(above)
+        skip = _SKIP.match(above.strip())
         found.append(Block(language, tuple(lines[start + 1 : number]), start + 2, skip["reason"] if skip else None))
         start = None
     assert start is None, f"{page}: the fence of line {start} does not end"
@@ -55,12 +55,12 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The commands of a `sh` block (every line), or of a `console` block (what follows `$ `); continued lines are joined."""
+    """The commands of a `sh` block (every line) or a `console` block (after `$ `); continued lines are joined."""
     text = "\n".join(block.lines).replace("\\\n", " ")
-    lines = [line.rstrip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.splitlines()]
     if block.language == "console":
         return [line[2:].strip() for line in lines if line.startswith("$ ")]
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def all_pages() -> list[Path]:

@@ -125,7 +125,7 @@ class Service:
             return False
 
     def admin(self, *words: str, status: int = 0) -> Any:
-        """What `dlm-admin` answered (the last JSON line); it must end with `status`. Asked again while the service is away."""
+        """What `dlm-admin` answered (its last JSON line), with that status; asked again while the service is away."""
         limit = time.monotonic() + STALLED_S
         while True:
             command = [sys.executable, "-m", "dlm.cli.main", *words, "--json"]

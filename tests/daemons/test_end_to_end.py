@@ -1,4 +1,4 @@
-"""The whole life of a promise over 2,000 real files, by real processes; once undisturbed, once with everything killed twice."""
+"""The life of a promise over 2,000 real files, by real processes; once in peace, once with everything killed twice."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from processes import Service
 
-from dlm.errors import Conflict, Transient
+from dlm.errors import Conflict
+from processes import Service
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
 
@@ -185,7 +185,7 @@ class Story:
         self.verify()
 
     def lose_contents(self) -> None:
-        """All files of one storage go, its marker stays: the breaker opens, and only a person's word declares them lost."""
+        """All files of a storage go, its marker stays: the breaker opens, and a person's word declares them lost."""
         for path in self.bern.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 import pytest
-from pages import CHECKOUT, all_pages, blocks, commands
 
 from dlm.cli.main import cli as admin
 from dlm.core import expression
 from dlm.daemons.main import cli as daemon
+from pages import CHECKOUT, all_pages, blocks, commands
 
 PROGRAMS = {"dlm-admin": admin, "dlm-daemon": daemon}
 INLINE = re.compile(r"`((?:dlm-admin|dlm-daemon) [^`]+)`")
@@ -49,7 +49,7 @@ def resolve(words: list[str]) -> tuple[click.Command, list[str], click.Context]:
     command: click.Command = PROGRAMS[words[0]]
     context = click.Context(command, info_name=words[0])
     left = words[1:]
-    while isinstance(command, click.Group):
+    while isinstance(command, click.Group) and not {"--help", "--version"} & set(left[:1]):
         parser_left = left
         if left and left[0].startswith("-"):
             _, parser_left, _ = command.make_parser(context).parse_args(list(left))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from pages import CHECKOUT, all_pages
 
 POINTER = re.compile(r"`([\w/.-]+\.py):([\w.]+)`")

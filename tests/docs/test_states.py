@@ -7,10 +7,10 @@ import re
 from enum import StrEnum
 
 import pytest
-from pages import DOCS, first_column, sections
 
 from dlm import types
 from dlm.db import models
+from pages import DOCS, first_column, sections
 
 PAGE = sections(DOCS / "states.md")
 ENUMS = [
