@@ -299,3 +299,15 @@ def test_a_large_dataset_is_filled_and_let_go_in_chunks(world: World) -> None:
     with world.begin() as tx:
         assert tx.scalar("SELECT count(*) FROM replica WHERE state = 'copying'") == 0
     world.check()
+
+
+def test_copies_that_waited_for_a_storage_go_on_as_soon_as_it_is_back(world: World) -> None:
+    world.many("origin", 3)
+    (world.root / "origin").rename(world.root / "away")
+    rule = world.declare("ds", 1, "perth-a")
+    world.settle()
+    assert world.state(rule) == "replicating" and world.count("perth-a") == 0
+    (world.root / "away").rename(world.root / "origin")
+    world.later(61)
+    assert world.state(rule) == "ok"
+    world.check()

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Row
 
 from dlm.core import expression, judge, placing
 from dlm.core.placing import World
-from dlm.db import changes, dids, events, filling, judging, letting_go, rules, storages, usage
+from dlm.db import changes, dids, events, filling, judging, letting_go, requests, rules, storages, usage
 from dlm.db.engine import Tx
 from dlm.types import ChangeKind, DidKind
 
@@ -171,7 +171,8 @@ def _fold_troubles(
 
 
 def _evaluate_expressions(tx: Tx) -> None:
-    """Evaluate each distinct expression once, and wake the rules whose set changed, and those that missed a placement."""
+    """Evaluate each distinct expression once; wake the rules whose set changed and those that missed a placement, and
+    the requests that waited for a storage."""
     snapshot = expression.Snapshot(storages.snapshot(tx))
     changed = {}
     for row in rules.expressions(tx):
@@ -180,3 +181,5 @@ def _evaluate_expressions(tx: Tx) -> None:
             changed[row.id] = matches
     woken = rules.set_matches(tx, changed) if changed else []
     rules.wake(tx, sorted({*woken, *rules.impossible(tx)}))
+    if requests.wake_waiting(tx):
+        changes.wake(tx, "conveyor")

@@ -165,6 +165,8 @@ def translated(error: sa.exc.DBAPIError) -> DlmError:
         return type(known)(known.detail, field=known.field, hint=known.hint)
     if not state or state.startswith("08") or state.startswith(_PASSING):
         return Transient("the database does not answer at the moment" if not state or state[:2] in ("08", "57") else "the database is busy")
+    if state == "42P01":
+        return Transient("the database has no schema yet, or an old one", hint="bring it up to date: dlm-admin db upgrade")
     if state == "23505":
         return Conflict(f"this exists already ({constraint})")
     if state[:2] == "22":

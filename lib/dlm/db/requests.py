@@ -94,6 +94,19 @@ def retry_parked(tx: Tx, limit: int, max_attempts: int) -> int:
     ).rowcount
 
 
+def wake_waiting(tx: Tx) -> int:
+    """Make requests due that wait for a storage to be there or to take data; their number; one statement.
+
+    Reads the whole queue, so it is for when a storage changed: without it they would find out within their wait.
+    """
+    return tx.run(
+        """WITH held AS (SELECT id FROM request WHERE state = 'queued' AND next_attempt_at > %(now)s AND error_class = ANY (%(classes)s::text[])
+                          ORDER BY did_id, storage_id FOR UPDATE SKIP LOCKED)
+           UPDATE request r SET next_attempt_at = %(now)s FROM held WHERE r.id = held.id""",
+        classes=[str(ErrorClass.SOURCE_UNAVAILABLE), str(ErrorClass.DESTINATION_UNAVAILABLE)],
+    ).rowcount
+
+
 def age(tx: Tx, after_s: float, limit: int) -> int:
     """Raise by one the priority of requests that are due for more than `after_s` times it; their number; one statement.
 
