@@ -58,13 +58,7 @@ class Tally:
 @click.option("--scope", help="Of the files; default: the dataset's.")
 @click.option("--prefix", default="", help="Names begin with this, e.g. 2026/.")
 @click.option("--no-checksum", is_flag=True, help="Sizes only; the auditor reads the bytes later.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 64),
-    default=min(8, os.cpu_count() or 1),
-    show_default=True,
-    help="Read so many at once.",
-)
+@click.option("--jobs", type=click.IntRange(1, 64), help="Read so many at once; default: one a processor, at most 8.")
 @click.option("--yes", is_flag=True, help="Do not ask, however much it is.")
 @pass_session
 def register(session: Session, place: Sequence[Path], storage: str, dataset: str | None, **given: Any) -> None:
@@ -88,7 +82,9 @@ def register(session: Session, place: Sequence[Path], storage: str, dataset: str
     facts = {"storage": storage, "scope": scope, **({"dataset": dataset} if dataset else {})}
     started = time.monotonic()
     chosen = [(file, given["prefix"] + name) for file, name in names(files, place)]
-    _register(session, chosen, facts, tally, 0 if given["no_checksum"] else given["jobs"])
+    _register(
+        session, chosen, facts, tally, 0 if given["no_checksum"] else given["jobs"] or min(8, os.cpu_count() or 1)
+    )
     _tell(session, tally, storage, dataset, time.monotonic() - started)
 
 

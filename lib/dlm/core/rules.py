@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound, QuotaExcee
 from dlm.types import Grouping, Page, RuleState, Storage
 
 MAX_COPIES = 1000
+_WORD = re.compile(r"[A-Za-z0-9_.-]+")
 MAX_COMMENT = 1000
 MAX_LIFETIME_S = 1000 * 366 * 86_400
 MAX_KEY = 200
@@ -170,17 +172,32 @@ def check_matches(
     if not matching:
         hints = expression.check(parsed, snapshot)
         why = "; ".join(hint.text for hint in hints) or "no storage has all that is asked"
-        way = " ".join(hint.suggestion for hint in hints if hint.suggestion) or "see: dlm-admin storage list"
+        way = _corrected(wish.storages, hints, snapshot) or "see: dlm-admin storage list"
         raise CannotPlace(f"no storage matches: {why}", field=f"{at}storages", hint=way)
     domains = matching if wish.spread is None else {_domain(storage, wish.spread) for storage in matching} - {None}
     if wish.copies is not None and wish.copies > len(domains):
         known = " ".join(storage.name for storage in matching[:10])
-        what = "storages match" if wish.spread is None else f"different values of {wish.spread} among those that match"
+        noun = "storage matches" if len(domains) == 1 else "storages match"
+        what = noun if wish.spread is None else f"different values of {wish.spread} among those that match"
         raise CannotPlace(
             f"{wish.copies} copies asked, {len(domains)} {what} ({known})",
             field=f"{at}copies",
             hint="ask for fewer copies, or widen the expression",
         )
+
+
+def _corrected(text: str, hints: Sequence[expression.Hint], snapshot: expression.Snapshot) -> str | None:
+    """What the expression would match with the words that were probably meant; None when that is not known."""
+    for hint in reversed(hints):  # from the right, so that the columns before it stay
+        word = _WORD.match(text, hint.column - 1)
+        if hint.suggestion is None or word is None:
+            return None
+        text = text[: word.start()] + hint.suggestion + text[word.end() :]
+    try:
+        number = len(expression.evaluate(expression.parse(text), snapshot))
+    except InvalidInput:
+        return None
+    return f"{text} matches {number}" if hints and number else None
 
 
 def _domain(storage: Storage, key: str) -> str | None:

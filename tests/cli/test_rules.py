@@ -1,0 +1,167 @@
+"""Plan before, watch during, why after; mistakes met half-way."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.conftest import Admin
+from dlm.cli import progress
+from world import World
+
+
+@pytest.fixture
+def eb(world: World, admin: Admin) -> World:
+    """Dataset test:eb with 30 files at perth; storages in Australia, Switzerland and South Africa."""
+    for site, country in (("perth", "AU"), ("bern", "CH"), ("cape", "ZA")):
+        admin("site", "add", site, "--country", country)
+    world.add_storage("perth-t1", "perth", attributes={"tier": "1"}, type="disk")
+    world.add_storage("bern-t1", "bern", attributes={"tier": "1"}, type="disk")
+    world.add_storage("cape-t1", "cape", attributes={"tier": "1"}, capacity_bytes=10**9, type="disk")
+    world.many("perth-t1", 30, "eb", verified=True)
+    return world
+
+
+def declare(admin: Admin, *words: str) -> str:
+    return str(admin.json("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", *words)["id"])
+
+
+def test_a_plan_tells_what_is_there_what_moves_and_the_space_after(admin: Admin, eb: World) -> None:
+    text = admin("rule", "plan", "test:eb", "--copies", "*", "--on", "tier=1", "--spread", "site")
+    lines = text.splitlines()
+    assert lines[0].startswith(" plan for test:eb   dataset, 30 files")
+    assert "already there   perth-t1   30 files" in text
+    assert any("to copy" in line for line in lines) and text.count("from perth-t1") == 2
+    assert "space after     cape-t1   1.0 GB free" in text
+    assert lines[-1].endswith("declare it?  dlm-admin rule add … (same words)")
+    assert admin.json("rule", "plan", "test:eb", "--copies", "2", "--on", "tier=1")["transfers"]["files"] == 30
+    assert admin.lines("rule", "list") == []
+
+
+def test_a_rule_is_declared_watched_until_it_is_ok_and_shown(admin: Admin, eb: World) -> None:
+    text = admin("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", "--spread", "site", "--lifetime", "365d")
+    rule = text.split()[1]
+    assert f"rule {rule}  test:eb  2 × tier=1  spread site" in text and f"dlm-admin rule watch {rule}" in text
+    eb.settle()
+    assert admin("rule", "watch", rule).startswith(" ok       2 verified copies of 30 files, at ")
+    shown = admin("rule", "show", rule)
+    assert shown.startswith(" ok       2 copies of 30 files on tier=1, spread site   root · since ")
+    assert "60 of 60 replicas ok" in shown and " next     " in shown and "look     dlm-admin why test:eb" in shown
+    assert admin.json("rule", "show", rule)["state"] == "ok"
+    assert admin.json("rule", "watch", rule)["state"] == "ok"
+    assert len(admin.lines("rule", "locks", rule)) == 2
+    assert "declared" in admin("rule", "history", rule)
+    assert [item["id"] for item in admin.lines("rule", "list", "--state", "ok", "--did", "test:eb")] == [rule]
+
+
+def test_watching_ends_with_status_75_after_the_time_given(admin: Admin, eb: World) -> None:
+    rule = declare(admin)
+    error = admin.error("rule", "watch", rule, "--timeout", "0s", status=75)
+    assert "still declared after" in error and "the work goes on" in error
+
+
+def test_watching_a_rule_that_cannot_be_kept_says_why_with_status_1(admin: Admin, eb: World) -> None:
+    rule = declare(admin)
+    for name in ("bern-t1", "cape-t1"):
+        admin("storage", "set", name, "--write", "off", "--reason", "disk replacement")
+    eb.settle()
+    text = admin("rule", "watch", rule, status=1)
+    assert text.startswith(" impossible") and f"dlm-admin why rule {rule}" in text
+    assert "disk replacement" in admin("why", "rule", rule)
+    assert "impossible" in admin("status")
+
+
+def test_ctrl_c_stops_watching_and_never_the_work(admin: Admin, eb: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = declare(admin)
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.time, "sleep", interrupted)
+    assert "the work goes on" in admin("rule", "watch", rule)
+    assert admin.json("rule", "show", rule)["state"] == "declared"
+
+
+def test_a_rule_is_changed_locked_suspended_and_ended(admin: Admin, eb: World) -> None:
+    rule = declare(admin)
+    eb.settle()
+    assert "priority 5" in admin("rule", "set", rule, "--priority", "5", "--lifetime", "30d", "--comment", "night run")
+    assert admin.json("rule", "set", rule, "--lifetime", "forever")["expires_at"] is None
+    admin("rule", "set", rule, "--lock")
+    assert "is locked" in admin.error("rule", "cancel", rule, status=1)
+    admin("rule", "set", rule, "--unlock", "--suspend")
+    eb.settle()
+    assert admin.json("rule", "set", rule, "--resume")["suspended"] is False
+    assert "wait in the undo window" in admin("rule", "cancel", rule)
+    eb.settle()
+    assert "gone" in admin("rule", "watch", rule)
+    assert admin.lines("rule", "list", "--state", "gone")[0]["id"] == rule
+
+
+def test_the_same_call_with_the_same_key_makes_one_rule(admin: Admin, eb: World) -> None:
+    assert declare(admin, "--idempotency-key", "k1") == declare(admin, "--idempotency-key", "k1")
+    error = admin.error("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", status=1)
+    assert "asks for this already" in error and "dlm-admin rule show" in error
+
+
+def test_why_tells_the_chain_of_facts_and_what_is_next(admin: Admin, eb: World) -> None:
+    rule = declare(admin)
+    eb.settle()
+    text = admin("why", "test:f1")
+    assert [
+        word for word in ("wanted", "decided", "tried", "protected", "checked", "next") if f" {word} " not in text
+    ] == []
+    assert rule in text
+    assert "2 × tier=1" in admin("why", rule)
+    copied = next(item["storage"] for item in admin.lines("rule", "locks", rule) if item["storage"] != "perth-t1")
+    at = admin.json("why", "test:f1", "--at", copied)
+    assert [item["storage"] for item in at["replicas"]] == [copied]
+
+
+def test_what_is_stuck_is_listed_explained_and_tried_again(admin: Admin, eb: World) -> None:
+    rule = declare(admin)
+    for file in eb.root.glob("perth-t1/test/*/*/f*"):
+        file.write_bytes(b"not the file")
+    eb.judge.run_once()
+    for _ in range(12):
+        eb.run(eb.conveyor)
+        eb.clock.advance(4000)
+    (first, *_) = requests = admin.lines("request", "list", "--rule", rule, "--state", "parked")
+    assert len(requests) == 30
+    eb.run(eb.judge)
+    assert admin("rule", "watch", rule, status=1).startswith(" stuck")
+    assert f"dlm-admin request list --rule {rule} --state parked" in admin("rule", "show", rule)
+    assert "parked ←" in admin("status")
+    assert "OUTCOME" in admin("request", "show", first["id"])
+    assert "tried" in admin("why", "request", first["id"])
+    assert admin("request", "retry", first["id"]) == f"request {first['id']} is tried again now\n"
+    assert admin("request", "retry", "--rule", rule) == "29 requests tried again now\n"
+
+
+@pytest.mark.parametrize(
+    ("copies", "expression", "message", "status"),
+    [
+        (
+            "2",
+            "tier=1&contry=AU",
+            "no storage matches: 'contry' is no attribute (column 8). Did you mean 'country'?",
+            2,
+        ),
+        ("2", "tier=1&contry=AU", "hint: tier=1&country=AU matches 1", 2),
+        ("5", "tier=1", "5 copies asked, 3 storages match (perth-t1 bern-t1 cape-t1)", 2),
+        ("2", "tier=1&(type=disk", "column 18: expected ')'", 2),
+        ("0", "tier=1", "copies is 0", 2),
+        ("-1", "tier=1", "copies is -1", 2),
+    ],
+)
+def test_mistakes_are_met_half_way(
+    admin: Admin, eb: World, copies: str, expression: str, message: str, status: int
+) -> None:
+    error = admin.error("rule", "add", "test:eb", f"--copies={copies}", "--on", expression, status=status)
+    assert message in error
+
+
+def test_a_rule_on_what_is_not_registered_is_refused(admin: Admin, eb: World) -> None:
+    assert "test:nope' is not registered" in admin.error(
+        "rule", "add", "test:nope", "--copies", "1", "--on", "tier=1", status=1
+    )
+    assert "there is no rule" in admin.error("rule", "show", "01234567-89ab-cdef-0123-456789abcdef", status=1)
