@@ -240,12 +240,20 @@ def put_in(tx: Tx, parent: Row[Any], child_ids: Sequence[int], sizes: Sequence[i
     """Attach checked children (each once or more) to an open collection; at most five statements."""
     unique = dict(zip(child_ids, sizes, strict=True))
     new = dids.attach(tx, parent.id, list(unique), list(unique.values()))
+    if new.ids:
+        note_attached(tx, parent, new.ids, new.size_bytes)
     added = len(new.ids or ())
-    if added:
-        _count(tx, parent, added, new.size_bytes)
-        changes.add(tx, ChangeKind.ATTACHED, did_id=parent.id, file_ids=new.ids)
-        events.record(tx, "did", parent.id, "attached", after={"number": added, "size_bytes": new.size_bytes})
     return Attached(added, len(child_ids) - added)
+
+
+def note_attached(tx: Tx, parent: Row[Any], child_ids: Sequence[int], size_bytes: int) -> None:
+    """Count children that were attached just now, and tell the judge and the record; four statements.
+
+    Conflict when the collection was closed or ended meanwhile: the attachment must then roll back.
+    """
+    _count(tx, parent, len(child_ids), size_bytes)
+    changes.add(tx, ChangeKind.ATTACHED, did_id=parent.id, file_ids=child_ids)
+    events.record(tx, "did", parent.id, "attached", after={"number": len(child_ids), "size_bytes": size_bytes})
 
 
 def detach(tx: Tx, scope: str, name: str, children: Sequence[Ref]) -> int:

@@ -76,19 +76,62 @@ def register(
     parent = None if dataset is None else _dataset(tx, dataset)
     scopes = get_scopes(tx, sorted(set(files.scopes)))
     columns = _columns(files, {name: row.id for name, row in scopes.items()})
-    new_dids = replicas.insert_files(tx, columns, files.metadata, tx.actor.account_id)
+    _refuse_taken_path(tx, place, files, columns)
+    landing = replicas.Landing(
+        storage_id=place.id,
+        state=ReplicaState.AVAILABLE if verified else ReplicaState.UNVERIFIED,
+        verified_at=tx.now if verified else None,
+        next_check_at=tx.now + timedelta(seconds=check_interval_s) if verified else tx.now,
+        dataset_id=None if parent is None else parent.id,
+    )
+    new = replicas.insert_new(tx, columns, files.paths, files.metadata, landing, tx.actor.account_id)
+    is_all = len(new.ids) == len(files)
+    entered = _all_new(files, new, landing) if is_all else _with_known(tx, place, files, columns, landing, new)
+    if parent is not None and entered.attached.ids:
+        did_cases.note_attached(tx, parent, entered.attached.ids, entered.attached.size_bytes)
+    _record(tx, place, entered.added, entered.again)
+    added = entered.added
+    return Registered(entered.did_ids, len(new.ids), len(added.ids), added.size_bytes, len(entered.attached.ids))
+
+
+@dataclass(frozen=True, slots=True)
+class _Entered:
+    """What a registration wrote: the DIDs of all files in order, replicas added or believed again, files attached."""
+
+    did_ids: list[int]
+    added: replicas.Added
+    again: Sequence[Row[Any]]
+    attached: replicas.Added
+
+
+def _all_new(files: Files, new: replicas.Added, landing: replicas.Landing) -> _Entered:
+    """No file was known: nothing is left to compare."""
+    keys = list(zip(files.scopes, files.names, strict=True)) if len(set(files.scopes)) > 1 else files.names
+    did_ids = [0] * len(files)
+    for index, did_id in zip(sorted(range(len(keys)), key=keys.__getitem__), new.ids, strict=True):
+        did_ids[index] = did_id
+    return _Entered(did_ids, new, (), replicas.NOTHING if landing.dataset_id is None else new)
+
+
+def _with_known(
+    tx: Tx,
+    place: Row[Any],
+    files: Files,
+    columns: replicas.FileColumns,
+    landing: replicas.Landing,
+    new: replicas.Added,
+) -> _Entered:
+    """Compare the files that were known with what is said of them now, and enter what of them is missing."""
     did_ids, wrong = replicas.match_files(tx, columns)
     if wrong is not None:
         _refuse_file(tx, files, wrong)
-    _refuse_taken_path(tx, place, files, did_ids)
-    next_check_at = tx.now + timedelta(seconds=check_interval_s) if verified else tx.now
-    added, size_bytes = replicas.insert(
-        tx, place.id, did_ids, columns.sizes, files.paths, next_check_at, verified=verified
-    )
-    back = _again(tx, place, files, did_ids, added)
-    attached = 0 if parent is None else did_cases.put_in(tx, parent, did_ids, files.sizes).added
-    _record(tx, place, added, size_bytes, back)
-    return Registered(did_ids, new_dids, len(added), size_bytes, attached)
+    added = new + replicas.insert(tx, did_ids, columns.sizes, files.paths, landing)
+    again = _again(tx, place, files, did_ids, added)
+    attached = replicas.NOTHING
+    if landing.dataset_id is not None:
+        more = dids.attach(tx, landing.dataset_id, did_ids, files.sizes)
+        attached = new + replicas.Added(more.ids or [], more.size_bytes)
+    return _Entered(did_ids, added, again, attached)
 
 
 def _dataset(tx: Tx, dataset: Ref) -> Row[Any]:
@@ -123,18 +166,20 @@ def _refuse_file(tx: Tx, files: Files, index: int) -> NoReturn:
     raise Conflict(f"{shown} was changed meanwhile", field=field)
 
 
-def _refuse_taken_path(tx: Tx, place: Row[Any], files: Files, did_ids: Sequence[int]) -> None:
+def _refuse_taken_path(tx: Tx, place: Row[Any], files: Files, columns: replicas.FileColumns) -> None:
     if files.paths is None:
         return
-    taken = replicas.path_owner(tx, place.id, did_ids, files.paths)
+    taken = replicas.path_owner(tx, place.id, columns, files.paths)
     if taken is not None:
         detail = f"this path at {place.name} is that of {codec.shown(f'{taken.scope}:{taken.name}')}"
         raise Conflict(detail, field=f"files[{taken.ordinal}].path")
 
 
-def _again(tx: Tx, place: Row[Any], files: Files, did_ids: Sequence[int], added: Sequence[int]) -> Sequence[Row[Any]]:
+def _again(
+    tx: Tx, place: Row[Any], files: Files, did_ids: Sequence[int], added: replicas.Added
+) -> Sequence[Row[Any]]:
     """The replicas that were known as bad or lost, and are taken for good until they are read; none if all are new."""
-    if len(added) == len(did_ids):
+    if len(added.ids) == len(did_ids):
         return ()
     standing = replicas.first_in_the_way(tx, place.id, did_ids, files.paths)
     if standing is not None and standing.state in _ADVICE:
@@ -147,17 +192,17 @@ def _again(tx: Tx, place: Row[Any], files: Files, did_ids: Sequence[int], added:
     return replicas.revive(tx, place.id, did_ids)
 
 
-def _record(tx: Tx, place: Row[Any], added: Sequence[int], size_bytes: int, back: Sequence[Row[Any]]) -> None:
+def _record(tx: Tx, place: Row[Any], added: replicas.Added, back: Sequence[Row[Any]]) -> None:
     """Tell the judge and the record what arrived, and count it; the usage row comes last."""
-    arrived = [*added, *(row.did_id for row in back)]
+    arrived = [*added.ids, *(row.did_id for row in back)]
     if not arrived:
         return
     changes.add(tx, ChangeKind.ARRIVED, storage_id=place.id, file_ids=arrived)
-    after = {"files": len(added), "size_bytes": size_bytes, "files_again": len(back)}
+    after = {"files": len(added.ids), "size_bytes": added.size_bytes, "files_again": len(back)}
     events.record(tx, "storage", place.id, "registered", after=after)
     found = [row.size_bytes for row in back if row.was_lost]
     delta = usage.StorageDelta()
-    delta.add(place.id, used_bytes=size_bytes + sum(found), used_files=len(added) + len(found))
+    delta.add(place.id, used_bytes=added.size_bytes + sum(found), used_files=len(added.ids) + len(found))
     usage.change_storages(tx, delta)
     # Retiring a storage looks for replicas while it holds the usage row: whoever comes second sees the other.
     if not storages.is_live(tx, place.id):

@@ -27,7 +27,7 @@ _ARRAYS = """unnest(%(scope_ids)s::int[], %(names)s::text[], %(sizes)s::bigint[]
 
 @dataclass(frozen=True, slots=True)
 class FileColumns:
-    """Files as parallel array literals, made once and sent to two statements."""
+    """Files as parallel array literals, made once and sent to several statements."""
 
     scope_ids: str
     names: str
@@ -43,29 +43,81 @@ class FileColumns:
 # --------------------------------------------------------------------------------------------------- registering
 
 
-def insert_files(
-    tx: Tx, files: FileColumns, metadata: Sequence[Mapping[str, Any] | None] | None, account_id: int | None
-) -> int:
-    """Make the file DIDs that do not exist yet, and say how many that were; one statement.
+@dataclass(frozen=True, slots=True)
+class Added:
+    """DIDs, and bytes, of rows that were added."""
 
-    Without an account they belong to the owner of their scope.
+    ids: Sequence[int]
+    size_bytes: int
+
+    def __add__(self, other: Added) -> Added:
+        return Added([*self.ids, *other.ids], self.size_bytes + other.size_bytes)
+
+
+NOTHING = Added((), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where registered files stand: their storage, what is believed of them there, and the dataset they are put into."""
+
+    storage_id: int
+    state: ReplicaState
+    verified_at: datetime | None
+    next_check_at: datetime
+    dataset_id: int | None
+
+    def values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def insert_new(
+    tx: Tx,
+    files: FileColumns,
+    paths: Sequence[str | None] | None,
+    metadata: Sequence[Mapping[str, Any] | None] | None,
+    landing: Landing,
+    account_id: int | None,
+) -> Added:
+    """The files whose names are new, in the order of their names: DIDs, replicas and attachments; one statement.
+
+    Nobody else can see a new DID, so what hangs on it cannot be there already, and no order of locks is to be kept.
+    Without an account the files belong to the owner of their scope.
     """
-    extra, column = ("", "NULL") if metadata is None else (", %(metadata)s::jsonb[]", "f.metadata")
-    source = _ARRAYS[:-1] + extra + ")"
-    columns = "scope_id, name, size_bytes, adler32, md5, sha256" + (", metadata" if extra else "")
-    made = tx.run(
-        f"""INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files,
-                             adler32, md5, sha256, is_open, metadata, created_at)
-            SELECT f.scope_id, 'file', f.name, coalesce(%(account_id)s, c.account_id), f.size_bytes, 1,
-                   f.adler32, f.md5, f.sha256, false, {column}, %(now)s
-              FROM {source} AS f ({columns}) JOIN scope c ON c.id = f.scope_id
-             ORDER BY f.scope_id, f.name COLLATE "C"
-            ON CONFLICT (scope_id, name) DO NOTHING""",
+    columns, arrays_, values = "scope_id, name, size_bytes, adler32, md5, sha256", _ARRAYS[:-1], {}
+    if metadata is not None:
+        columns, arrays_ = f"{columns}, metadata", f"{arrays_}, %(metadata)s::jsonb[]"
+        values["metadata"] = [json(None if value is None else dict(value)) for value in metadata]
+    path, joined = "NULL", ""
+    if paths is not None:
+        path = "p.path"
+        joined = """JOIN unnest(%(scope_ids)s::int[], %(names)s::text[], %(paths)s::text[])
+                         AS p (scope_id, name, path) USING (scope_id, name)"""
+        values["paths"] = arrays.texts(paths)
+    row = tx.one(
+        f"""WITH new AS (
+               INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files,
+                                adler32, md5, sha256, is_open, metadata, created_at)
+               SELECT f.scope_id, 'file', f.name, coalesce(%(account_id)s, c.account_id), f.size_bytes, 1,
+                      f.adler32, f.md5, f.sha256, false, {"NULL" if metadata is None else "f.metadata"}, %(now)s
+                 FROM {arrays_}) AS f ({columns}) JOIN scope c ON c.id = f.scope_id
+                ORDER BY f.scope_id, f.name COLLATE "C"
+               ON CONFLICT (scope_id, name) DO NOTHING RETURNING id, scope_id, name, size_bytes),
+            stands AS (
+               INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, verified_at, next_check_at, path)
+               SELECT new.id, %(storage_id)s, %(state)s::replica_state, new.size_bytes, %(now)s, %(verified_at)s,
+                      %(next_check_at)s, {path} FROM new {joined}),
+            belongs AS (
+               INSERT INTO attachment (parent_id, child_id, size_bytes)
+               SELECT %(dataset_id)s, id, size_bytes FROM new WHERE %(dataset_id)s::bigint IS NOT NULL)
+            SELECT array_agg(id) AS ids, coalesce(sum(size_bytes), 0)::bigint AS size_bytes FROM new""",
         account_id=account_id,
         **files.values(),
-        **({"metadata": [json(None if value is None else dict(value)) for value in metadata]} if metadata else {}),
+        **landing.values(),
+        **values,
     )
-    return made.rowcount
+    assert row is not None
+    return Added(row.ids or (), row.size_bytes)
 
 
 def match_files(tx: Tx, files: FileColumns) -> tuple[list[int], int | None]:
@@ -86,31 +138,26 @@ def match_files(tx: Tx, files: FileColumns) -> tuple[list[int], int | None]:
     return row.ids, None if row.wrong is None else row.wrong - 1
 
 
-def path_owner(tx: Tx, storage_id: int, did_ids: Sequence[int], paths: Sequence[str | None]) -> Row[Any] | None:
+def path_owner(tx: Tx, storage_id: int, files: FileColumns, paths: Sequence[str | None]) -> Row[Any] | None:
     """(ordinal, scope, name) of the first path that another DID's replica has there, ordinals from 0; one statement."""
     return tx.one(
         """SELECT f.ordinal - 1 AS ordinal, c.name AS scope, d.name
-             FROM unnest(%(ids)s::bigint[], %(paths)s::text[]) WITH ORDINALITY AS f (did_id, path, ordinal)
-             JOIN replica r ON r.storage_id = %(storage_id)s AND r.path = f.path AND r.did_id <> f.did_id
+             FROM unnest(%(scope_ids)s::int[], %(names)s::text[], %(paths)s::text[])
+                  WITH ORDINALITY AS f (scope_id, name, path, ordinal)
+             JOIN replica r ON r.storage_id = %(storage_id)s AND r.path = f.path
              JOIN did d ON d.id = r.did_id JOIN scope c ON c.id = d.scope_id
-            WHERE f.path IS NOT NULL ORDER BY f.ordinal LIMIT 1""",
+            WHERE f.path IS NOT NULL AND (d.scope_id, d.name) <> (f.scope_id, f.name) ORDER BY f.ordinal LIMIT 1""",
         storage_id=storage_id,
-        ids=arrays.integers(did_ids),
+        scope_ids=files.scope_ids,
+        names=files.names,
         paths=arrays.texts(paths),
     )
 
 
 def insert(
-    tx: Tx,
-    storage_id: int,
-    did_ids: Sequence[int],
-    sizes: str,
-    paths: Sequence[str | None] | None,
-    next_check_at: datetime,
-    *,
-    verified: bool,
-) -> tuple[list[int], int]:
-    """(DIDs, bytes) of the replicas that were not there yet; one statement. `sizes` is an array literal."""
+    tx: Tx, did_ids: Sequence[int], sizes: str, paths: Sequence[str | None] | None, landing: Landing
+) -> Added:
+    """The replicas that were not there yet; one statement. `sizes` is an array literal."""
     row = tx.one(
         """WITH new AS (
                INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, verified_at, next_check_at, path)
@@ -120,16 +167,13 @@ def insert(
                 ORDER BY f.did_id
                ON CONFLICT (did_id, storage_id) DO NOTHING RETURNING did_id, size_bytes)
            SELECT array_agg(did_id) AS ids, coalesce(sum(size_bytes), 0)::bigint AS size_bytes FROM new""",
-        storage_id=storage_id,
-        state=str(ReplicaState.AVAILABLE if verified else ReplicaState.UNVERIFIED),
-        verified_at=tx.now if verified else None,
-        next_check_at=next_check_at,
         ids=arrays.integers(did_ids),
         sizes=sizes,
         paths="{}" if paths is None else arrays.texts(paths),
+        **landing.values(),
     )
     assert row is not None
-    return row.ids or [], row.size_bytes
+    return Added(row.ids or (), row.size_bytes)
 
 
 def first_in_the_way(
