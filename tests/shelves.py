@@ -20,6 +20,10 @@ SETTINGS = Settings(breaker_loss_share=0.5, breaker_delete_share=1.0, breaker_fl
 CONTENT = b"0123456789"
 
 
+class Killed(BaseException):
+    """What a test throws where a process would be killed."""
+
+
 class Shelves:
     """Storages and files; every method that writes is one transaction, and keeps storage_usage right."""
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from dlm import effects
 from dlm.config import Settings
 from dlm.core import audit
 from dlm.daemons import auditor as module
@@ -18,39 +16,14 @@ from dlm.daemons.auditor import LOOK_S, PROBE_PAUSE_S, Auditor
 from dlm.db import audits, breakers
 from dlm.db.engine import Database
 from dlm.errors import Conflict, NotFound
-from shelves import SETTINGS, Shelves
+from shelves import SETTINGS, Killed, Shelves
 
 WRONG = b"9876543210"
-
-
-class Killed(BaseException):
-    """What a test throws where a process would be killed."""
-
-
-@pytest.fixture
-def shelves(database: Database, tmp_path: Path) -> Shelves:
-    return Shelves(database, tmp_path)
 
 
 @pytest.fixture
 def auditor(database: Database) -> Auditor:
     return Auditor(database, SETTINGS)
-
-
-@pytest.fixture
-def at() -> Iterator[Callable[[str, Callable[[], None]], None]]:
-    """Install something to happen once when a point is reached."""
-
-    def install(name: str, act: Callable[[], None]) -> None:
-        def handler(reached: str) -> None:
-            if reached == name:
-                effects.install(None)
-                act()
-
-        effects.install(handler)
-
-    yield install
-    effects.install(None)
 
 
 def check(shelves: Shelves, auditor: Auditor, storage: int, **how: bool) -> dict[str, object]:

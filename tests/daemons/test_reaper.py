@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
-from dlm import effects
 from dlm.clock import DatabaseClock
 from dlm.config import Settings
 from dlm.daemons.loop import Pass
@@ -17,37 +15,12 @@ from dlm.daemons.reaper import LATER_S, REST_S, Reaper
 from dlm.db import breakers
 from dlm.db.engine import Database
 from dlm.rooted import MARKER
-from shelves import SETTINGS, Shelves
-
-
-class Killed(BaseException):
-    """What a test throws where a process would be killed."""
-
-
-@pytest.fixture
-def shelves(database: Database, tmp_path: Path) -> Shelves:
-    return Shelves(database, tmp_path)
+from shelves import SETTINGS, Killed, Shelves
 
 
 @pytest.fixture
 def reaper(database: Database) -> Reaper:
     return Reaper(database, SETTINGS)
-
-
-@pytest.fixture
-def at() -> Iterator[Callable[[str, Callable[[], None]], None]]:
-    """Install something to happen once when a point is reached."""
-
-    def install(name: str, act: Callable[[], None]) -> None:
-        def handler(reached: str) -> None:
-            if reached == name:
-                effects.install(None)
-                act()
-
-        effects.install(handler)
-
-    yield install
-    effects.install(None)
 
 
 def kill() -> None:
