@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conveying import Yard
 
+from conveying import Yard
 from dlm import config
 from dlm.daemons import main
 from dlm.db import changes
