@@ -19,7 +19,6 @@ from dlm.cli.units import counted, shown_size
 from dlm.errors import DlmError
 
 WANTED = ("--copies", "2", "--on", "type=disk|type=vault", "--spread", "site", "--lifetime", "365d")
-SECOND = ("--copies", "1", "--on", "type=vault&country=CH")
 STALLED_S = 120.0  # without any progress: something is wrong, and waiting longer would only hide it
 LOOK_S = 0.25
 LOST_SHARE, LOST_MOST = 0.012, 40
@@ -44,6 +43,7 @@ class Promise:
         self.did = did
         self.files = files
         self.rule = ""
+        self.lost = ""  # a file that went through it all
 
     # -- kept -----------------------------------------------------------------------------------------------------
 
@@ -92,10 +92,11 @@ class Promise:
             raise Broken(f"the check of {storage} is {found}")
         self.wait(lambda: self.look_at_files(paths))
         self.wait(self.look_at_rule)
-        others = " ".join(name for name in self.places() if name != storage)
         share = 100 * len(paths) / max(1, check["files"])
         found = f"{len(paths):,} missing at {storage} ({share:.1f} % of it; the breaker opens at 10 %)"
-        say(timed(f"   auditor  {found} → copied again from {others} → ok", time.monotonic() - began))
+        say(
+            timed(f"   auditor  {found} → declared lost → copied again from a good copy → ok", time.monotonic() - began)
+        )
         say()
 
     def remove_some(self, storage: str) -> list[Path]:
@@ -107,6 +108,7 @@ class Promise:
         paths = [self.storages / storage / replica["path"] for replica in chosen]
         for path in paths:
             path.unlink()
+        self.lost = str(chosen[0]["did"])
         return paths
 
     def look_at_files(self, paths: Sequence[Path]) -> Look:
@@ -115,12 +117,13 @@ class Promise:
 
     # -- explained ------------------------------------------------------------------------------------------------
 
-    def explain(self, file: str) -> None:
-        """Show what a second rule would do, and why a file is where it is."""
-        say(" What would another rule do?")
-        self.shown("rule", "plan", self.did, *SECOND)
+    def explain(self, storages: Sequence[str]) -> None:
+        """Show what a second rule would do, and why a file that was lost is where it is."""
+        say(" What would a third copy take?")
+        site, kind = next(name for name in storages if name not in self.places()).split("-")
+        self.shown("rule", "plan", self.did, "--copies", "1", "--on", f"type={kind}&site={site}")
         say(" Why is a file where it is?")
-        self.shown("why", file)
+        self.shown("why", self.lost)
 
     # -- let go ---------------------------------------------------------------------------------------------------
 

@@ -117,7 +117,8 @@ def main() -> int:
     try:
         tour(place, arguments.environment_s)
     except KeyboardInterrupt:
-        say("\n not watching any more; dlm goes on by itself.  look: dlm-admin status   stop: dlm-admin down")
+        goes_on = "" if arguments.check else "; dlm goes on by itself.  look: dlm-admin status   stop: dlm-admin down"
+        say(f"\n not watching any more{goes_on}")
         return end(place, arguments.check, 130)
     except BrokenPipeError:  # whoever read along has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -171,7 +172,7 @@ def tour(place: Place, environment_s: float) -> None:
     promise = Promise(client, place.admin, place.storages, f"{SCOPE}:{dataset}", len(found.files))
     promise.keep()
     promise.break_and_mend()
-    promise.explain(f"{SCOPE}:{dataset}/{found.files[len(found.files) // 2].name}")
+    promise.explain(STORAGES)
     promise.let_go(STORAGES)
     unchanged(place, before, len(found.files))
 
@@ -334,7 +335,9 @@ def unchanged(place: Place, before: dict[str, tuple[int, int, int]], files: int)
 def farewell(place: Place) -> None:
     settings = load(str(place.config))
     token = shown_path(Path(settings.client_token_file))
-    admin = "bin/dlm-admin" if place.var == CHECKOUT / "var" else f"bin/dlm-admin --config {shown_path(place.config)}"
+    admin = shown_path(CHECKOUT / "bin" / "dlm-admin")
+    if place.config != Path.cwd() / "var" / "dlm.cfg":  # where it looks by itself
+        admin += f" --config {shown_path(place.config)}"
     say(f" dlm is running.  API and docs  {settings.client_url}/api/v1/docs   token  {token}   stop: {admin} down")
     say(f" Try: {admin} status   ·   storage list   ·   did list {SCOPE} --kind dataset   ·   event list rule")
     say(" Next: add your own storage · declare a rule · run it for real      → README.md#next")
