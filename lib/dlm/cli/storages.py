@@ -279,6 +279,8 @@ def look_at_check(client: Client, number: int) -> Look:
 
 def _told(item: Item) -> str:
     wrong = [counted(item[key], f"{key} file") for key in ("missing", "corrupt") if item[key]]
+    if item["state"] == "unavailable":
+        return f"unavailable  {item['storage']}: {item['message']}"
     found = ", ".join(wrong) if wrong else "all there" + (" and read" if item["with_checksum"] else "")
     text = f"{item['state']:<9} {item['storage']}: {counted(item['files'], 'file')} looked at, {found}"
     if item["state"] == "stopped":
