@@ -59,7 +59,7 @@ def named(noun: str, name: object, *more: str) -> str:
 class Client:
     """The API at `url`, as the account whose token this is; `token_from` says where a missing one was looked for."""
 
-    def __init__(self, url: str, token: str, token_from: str = "") -> None:
+    def __init__(self, url: str, token: str, token_from: str = "", timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidInput(f"{codec.shown(url)} is no address", field="url", hint="e.g. http://127.0.0.1:8410")
@@ -70,6 +70,7 @@ class Client:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._token_from = token_from
+        self._timeout_s = timeout_s
 
     # One object
 
@@ -141,7 +142,7 @@ class Client:
             try:
                 connection.connect()
                 if connection.sock is not None:
-                    connection.sock.settimeout(ANSWER_TIMEOUT_S)
+                    connection.sock.settimeout(self._timeout_s)
                 connection.request(method, target, data, {**self._headers, **(headers or {})})
                 response = connection.getresponse()
             except BrokenPipeError:

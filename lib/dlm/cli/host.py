@@ -102,9 +102,11 @@ class Service:
     def wait(self, is_ready: Callable[[], bool], timeout_s: float) -> None:
         """Return once it is ready; Conflict with its last words when it ended, Transient when it takes too long."""
         limit = time.monotonic() + timeout_s
-        while not is_ready():
-            if self.pid() is None:
-                raise Conflict(f"{self.name} ended while starting: {last_line(self.log)}", hint=f"see {self.log}")
+        while True:
+            if self.pid() is None:  # asked first: another program may have its port, and be ready
+                raise Conflict(f"{self.name} ended while starting: {last_words(self.log)}", hint=f"see {self.log}")
+            if is_ready():
+                return
             if time.monotonic() > limit:
                 raise Transient(f"{self.name} is not ready after {timeout_s:.0f} s", hint=f"see {self.log}")
             time.sleep(POLL_S)
@@ -146,10 +148,11 @@ def environment(config_path: str | None, flags: Mapping[str, str]) -> dict[str, 
     return kept | {name: text for name, text in given.items() if name not in SECRETS}
 
 
-def last_line(path: Path) -> str:
-    """The last line of a log that says something."""
+def last_words(path: Path) -> str:
+    """The last line of a log that says something, its hint left out."""
     try:
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(" hint:")]
     except FileNotFoundError:
         lines = []
     return lines[-1] if lines else "it said nothing"

@@ -18,6 +18,7 @@ from dlm.db.opening import embedded, open_database
 from dlm.errors import InvalidInput, Transient
 
 READY_S = 60.0
+PROBE_S = 2.0  # whoever has the port may be something that never answers
 EVERYWHERE = ("", "0.0.0.0", "::")
 
 
@@ -58,7 +59,7 @@ def _database(settings: Settings, facts: dict[str, Any]) -> str:
 def _web(session: Session, service: host.Service, facts: dict[str, Any]) -> str:
     was = service.pid()
     pid = service.start(host.environment(session.config_path, session.flags))
-    client = Client(facts["url"], "")
+    client = Client(facts["url"], "", timeout_s=PROBE_S)
     service.wait(lambda: _answers(client), READY_S)
     facts["web"] = {"pid": pid, "log": str(service.log), "was_running": was is not None}
     return f"{facts['url']}   {'runs already' if was else f'log {service.log}'}"

@@ -19,7 +19,7 @@ from dlm.core import dids, files, mover
 from dlm.core.accounts import get_scope
 from dlm.core.recording import record_results
 from dlm.core.storages import get_storage, root_of
-from dlm.db import arrays, replicas, storages, uploads, usage
+from dlm.db import storages, uploads, usage
 from dlm.db.attempts import Result, Verdict
 from dlm.db.engine import Tx
 from dlm.digest import Digest
@@ -79,9 +79,8 @@ def _file(tx: Tx, scope: str, name: str, size_bytes: int, given: Checksums) -> t
 
     What the caller says of the digests is not kept before the bytes are there and prove it.
     """
-    ids = arrays.integers([get_scope(tx, scope).id])
-    column = replicas.FileColumns(ids, arrays.texts([name]), arrays.integers([size_bytes]), "{}", "{}", "{}")
-    replicas.insert_files(tx, column, None, tx.actor.account_id)
+    get_scope(tx, scope)
+    uploads.ensure_file(tx, scope, name, size_bytes, tx.actor.account_id)
     row = dids.get(tx, scope, name)
     shown = codec.shown(f"{scope}:{name}")
     known = Checksums(row.adler32, row.md5, row.sha256)

@@ -12,6 +12,20 @@ from dlm.types import Checksums
 ACTIVITY = "upload"
 
 
+def ensure_file(tx: Tx, scope: str, name: str, size_bytes: int, account_id: int | None) -> None:
+    """Make the file's DID where there is none of this name, without digests: the bytes will tell. One statement."""
+    tx.run(
+        """INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files, is_open, created_at)
+           SELECT id, 'file', %(name)s, coalesce(%(account)s, account_id), %(size)s, 1, false, %(now)s
+             FROM scope WHERE name = %(scope)s
+           ON CONFLICT (scope_id, name) DO NOTHING""",
+        scope=scope,
+        name=name,
+        size=size_bytes,
+        account=account_id,
+    )
+
+
 def begin(tx: Tx, did_id: int, storage_id: int, size_bytes: int, lease_s: float) -> Row[Any] | None:
     """(id, fence) of the request under a lease, with its copying replica; None when a replica is there; one statement.
 

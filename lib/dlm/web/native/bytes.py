@@ -18,7 +18,7 @@ from dlm.protocols import Chunks, open_protocol
 from dlm.types import Checksums, ErrorClass, ReplicaState
 from dlm.web.access import permission
 from dlm.web.blueprint import Answer, Blueprint
-from dlm.web.context import begin, own_scopes, web
+from dlm.web.context import as_one, begin, own_scopes, web
 
 blp = Blueprint("bytes", __name__, url_prefix="/bytes", description="A user's own bytes, in and out")
 
@@ -59,7 +59,7 @@ def put(query: dict[str, Any], scope: str, name: str) -> tuple[dict[str, Any], i
     dataset = codec.parse(query["dataset"], "dataset") if "dataset" in query else None
     given = Checksums(*(query.get(key) for key in ("adler32", "md5", "sha256")))
     lease_s = web().settings.conveyor_lease_s
-    with begin("bytes.put") as tx:
+    with as_one("files[0]", "name"), begin("bytes.put") as tx:
         own_scopes(tx, [scope, *(dataset[:1] if dataset else ())])
         if dataset is not None:
             uploads.require_dataset(tx, dataset)
