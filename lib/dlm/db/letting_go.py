@@ -44,7 +44,9 @@ _TOMBSTONE = f"""
 
 # The request rows are locked by a statement of their own: a conveyor may be claiming one, and only a later
 # statement's snapshot tells whether it did. One that was ever claimed (fence > 0) is only flagged: an attempt that
-# died may have left its file there, and the conveyor looks before the row that owns it goes.
+# died may have left its file there, and the conveyor looks before the row that owns it goes. One that was never
+# claimed goes with its replica, except where the path rests: an earlier reaper may still delete what stands there, so
+# the row stays, as deleted, and whoever wants the replica again waits for the end of the rest, too.
 _HOLD_REQUESTS = f"""
     WITH ended AS MATERIALIZED ({{ended}})
     SELECT q.id FROM ended JOIN request q USING (did_id, storage_id) JOIN replica r USING (did_id, storage_id)
@@ -54,26 +56,30 @@ _CANCEL = """
          dropped AS (DELETE FROM request q USING held
                       WHERE q.id = held.id AND q.fence = 0 AND NOT q.is_repair
                      RETURNING q.did_id, q.storage_id, q.size_bytes),
-         removed AS (DELETE FROM replica r USING dropped d WHERE r.did_id = d.did_id AND r.storage_id = d.storage_id),
-         flagged AS (UPDATE request q SET is_cancelled = true, next_attempt_at = %(now)s,
+         removed AS (DELETE FROM replica r USING dropped d WHERE r.did_id = d.did_id AND r.storage_id = d.storage_id
+                        AND coalesce(r.quiet_until <= %(now)s, true)),
+         resting AS (UPDATE replica r SET state = 'deleted' FROM dropped d
+                      WHERE r.did_id = d.did_id AND r.storage_id = d.storage_id AND r.quiet_until > %(now)s),
+         flagged AS (UPDATE request q SET is_cancelled = true,
+                            next_attempt_at = CASE WHEN q.fence > 0 THEN %(now)s ELSE q.next_attempt_at END,
                             state = CASE WHEN q.state = 'parked' THEN 'queued' ELSE q.state END
                        FROM held WHERE q.id = held.id AND (q.fence > 0 OR q.is_repair))
     SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes FROM dropped GROUP BY storage_id"""
 
 
 def let_go(tx: Tx, ended: str, delta: StorageDelta, *, undo_window_s: float, **values: Any) -> int:
-    """Tombstone the replicas of `ended` that nothing protects and end their requests; how many; two to five statements."""
-    tombstoned = tx.run(_TOMBSTONE.format(ended=ended), undo_window_s=undo_window_s, **values).rowcount
+    """End the requests of `ended` and tombstone its replicas, where nothing protects them; how many; two to five statements.
+
+    The requests come first. Otherwise: 1. a conveyor has recorded an arrival and not committed; 2. the replica is still
+    `copying` to us, so it gets no tombstone; 3. we wait for its request, and when the conveyor commits that one is gone;
+    4. a replica stands there that nobody holds and nobody reaps.
+    """
     ids = [row.id for row in tx.rows(_HOLD_REQUESTS.format(ended=ended), **values)]
-    if not ids:
-        return _woken(tx, tombstoned)
-    for row in tx.rows(_CANCEL, ids=ids):
-        delta.add(row.storage_id, reserved_bytes=-row.bytes)
-    changes.wake(tx, "conveyor")
-    return _woken(tx, tombstoned + len(ids))
-
-
-def _woken(tx: Tx, count: int) -> int:
+    if ids:
+        for row in tx.rows(_CANCEL, ids=ids):
+            delta.add(row.storage_id, reserved_bytes=-row.bytes)
+        changes.wake(tx, "conveyor")
+    count = len(ids) + tx.run(_TOMBSTONE.format(ended=ended), undo_window_s=undo_window_s, **values).rowcount
     if count:
         changes.wake(tx, "reaper")
     return count
