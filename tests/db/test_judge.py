@@ -311,3 +311,43 @@ def test_copies_that_waited_for_a_storage_go_on_as_soon_as_it_is_back(world: Wor
     world.later(61)
     assert world.state(rule) == "ok"
     world.check()
+
+
+def test_what_joins_a_rule_of_grouping_all_and_finds_no_room_there_holds_up_nobody(world: World) -> None:
+    world.add_storage("small", "oslo", capacity_bytes=200)
+    world.put("origin", {"a": b"a" * 100}, "d1")
+    world.put("origin", {"b": b"b" * 150}, "d2")
+    world.container("box", "d1")
+    rule = world.declare("box", 1, "small", grouping="all")
+    world.settle()
+    world.attach("box", "d2")
+    other = world.declare("d1", 1, "perth-a")
+    world.settle()
+    assert (world.state(rule), world.state(other)) == ("impossible", "ok")
+    assert world.rule(rule)["reason"] == "1 copy has no room where the rule's others are, as grouping all wants it: small full"
+    world.check()
+
+
+@pytest.mark.parametrize("capacity_bytes", [170, 320, 800])
+def test_files_larger_than_the_mean_of_their_class_hold_up_nobody(world: World, capacity_bytes: int) -> None:
+    """Files are shared out by the mean size of their class; those taken may need more than there is, each time anew."""
+    world.add_storage("small", "oslo", capacity_bytes=capacity_bytes)
+    world.put("origin", {f"f{i}": bytes([i]) * (10 if i % 2 else 300) for i in range(12)}, "ds")
+    rule = world.declare("ds", 1, "small", grouping="none")
+    other = world.declare("f1", 1, "perth-a")
+    world.settle()
+    assert (world.state(rule), world.state(other)) == ("impossible", "ok")
+    world.check()
+
+
+def test_files_that_join_a_rule_of_grouping_none_and_find_no_room_stop_no_other_change(world: World) -> None:
+    world.add_storage("small", "oslo", capacity_bytes=320)
+    world.put("origin", {"first": b"1"}, "ds")
+    rule = world.declare("ds", 1, "small", grouping="none")
+    world.settle()
+    world.put("origin", {f"f{i}": bytes([i]) * (10 if i % 2 else 300) for i in range(12)}, "ds")
+    world.put("origin", {"other": b"2"}, "elsewhere")
+    other = world.declare("elsewhere", 1, "perth-a")
+    world.settle()
+    assert (world.state(rule), world.state(other)) == ("impossible", "ok")
+    world.check()

@@ -97,12 +97,23 @@ def _place_single_files(tx: Tx, file_ids: Sequence[int]) -> None:
         return
     world = World.load(tx, sorted({row.account_id for row in found}))
     for row in found:
-        below = judging.files_below(tx, row.did_id, file_ids)
-        message, _ = placing.place_files(tx, row, below, world)
-        if message:
-            rules.place_again(tx, [row.id])
-        else:
+        if _has_placed(tx, row, judging.files_below(tx, row.did_id, file_ids), world):
             rules.wake(tx, [row.id])
+        else:
+            rules.place_again(tx, [row.id])
+
+
+def _has_placed(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> bool:
+    """True when all the files have their locks now. Else the rule is to be placed again, with patience for a lack of room:
+    here, a rule that finds none would keep every change behind it in the queue."""
+    savepoint = tx.connection.begin_nested()
+    try:
+        message, _ = placing.place_files(tx, row, file_ids, world)
+    except placing.Replan:
+        savepoint.rollback()
+        return False
+    savepoint.commit()
+    return message is None
 
 
 def _let_files_go(tx: Tx, left: Sequence[Row[Any]], delta: usage.StorageDelta, undo_window_s: float) -> None:

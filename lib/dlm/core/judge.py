@@ -6,7 +6,7 @@ Order of urgency, copy first: a pass only ever adds locks here; letting go is a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import blake2b
 
@@ -82,8 +82,6 @@ class Grade:
     look_again_s: float
 
 
-
-
 def decide(rule: RuleView, budget: Budget) -> tuple[Decision, Budget]:
     """Where the rule's units go, and the budget after that. Same view, same decision."""
     if rule.grouping is Grouping.ALL:
@@ -103,16 +101,45 @@ def _decide_each(rule: RuleView, budget: Budget) -> tuple[Decision, Budget]:
 
 
 def _decide_together(rule: RuleView, budget: Budget) -> tuple[Decision, Budget]:
-    """One choice for everything below the DID; units that joined later follow it to the storages chosen before."""
+    """One choice for everything below the DID; units that joined later follow it to the storages chosen before.
+
+    A storage that has no room for one of those misses a copy of it, however long ago it was chosen. (The account's limit
+    has no say: what is attached is never refused for it.)
+    """
     held = {storage.id: storage for unit in rule.units for storage in unit.held}
     whole = Unit(rule.wish.seed, sum(unit.size_bytes for unit in rule.units), sum(unit.files for unit in rule.units))
     choice = choose(rule.wish, whole, rule.matching, _summed(rule.units), [held[id_] for id_ in sorted(held)], budget)
     budget = budget.spend(choice)
-    placements = []
-    for unit in rule.units:
-        here = {storage.id for storage in unit.held}
-        placements += [_placement(rule, unit, id_) for id_ in (*sorted(held), *choice.chosen) if id_ not in here]
-    return _decision(rule, placements, [(rule.id, choice)]), budget
+    later = [unit for unit in rule.units if len(unit.held) < len(held)]
+    to_follow = [_placement(rule, unit, id_) for id_ in sorted(held) for unit in later if held[id_] not in unit.held]
+    fitting, too_large, budget = _within_space(to_follow, budget)
+    placements = [_placement(rule, unit, id_) for unit in rule.units for id_ in choice.chosen]
+    decision = _decision(rule, placements + fitting, [(rule.id, choice)])
+    if not too_large:
+        return decision, budget
+    full = ", ".join(sorted({held[placement.storage_id].name for placement in too_large}))
+    copies = "1 copy has" if len(too_large) == 1 else f"{len(too_large):,} copies have"
+    message = f"{copies} no room where the rule's others are, as grouping all wants it: {full} full"
+    return replace(decision, missing=decision.missing + len(too_large), message=decision.message or message), budget
+
+
+def _within_space(
+    placements: Sequence[Placement], budget: Budget
+) -> tuple[list[Placement], list[Placement], Budget]:
+    """The placements that the storages have room for, in order, those they have none for, and the budget after them."""
+    free, quota = dict(budget.free_bytes), dict(budget.quota_bytes)
+    fitting, too_large = [], []
+    for placement in placements:
+        left, limit = free[placement.storage_id], quota.get(placement.storage_id)
+        if left is not None and placement.promised_bytes > max(0, left):
+            too_large.append(placement)
+            continue
+        fitting.append(placement)
+        if left is not None:
+            free[placement.storage_id] = left - placement.promised_bytes
+        if limit is not None:
+            quota[placement.storage_id] = limit - placement.size_bytes
+    return fitting, too_large, Budget(free, quota)
 
 
 def _placement(rule: RuleView, unit: UnitView, storage_id: int) -> Placement:

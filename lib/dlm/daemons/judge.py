@@ -16,7 +16,7 @@ from dlm.daemons.loop import Pass
 from dlm.db import judging
 from dlm.db.engine import Database, Tx
 
-REPLANS = 3  # a judge that loses the race for space this often leaves the rule for the next pass
+REPLANS = 2  # a judge that loses the race for space this often judges the rule that is due longest alone
 
 
 class Judge:
@@ -56,10 +56,11 @@ class Judge:
         done.merge(Pass({noun: count} if count else {}, is_full))
 
     def _place(self, done: Pass, dry_run: bool) -> None:
-        for _ in range(REPLANS):
+        for attempt in range(REPLANS + 1):
+            judge = placing.judge_due if attempt < REPLANS else placing.judge_next
             try:
                 with self.database.begin("judge.place", commit=not dry_run) as tx:
-                    judged = placing.judge_due(tx, self.limits)
+                    judged = judge(tx, self.limits)
             except placing.Replan:
                 done.is_full = True
                 continue

@@ -92,7 +92,7 @@ def change_accounts(tx: Tx, charges: Charges) -> None:
 def hold_storages(tx: Tx, storage_ids: Iterable[int]) -> Sequence[Row[Any]]:
     """Lock the usage rows of these storages in key order and return them with capacity; one statement."""
     return tx.rows(
-        """SELECT u.storage_id, u.reserved_bytes, u.used_bytes, s.capacity_bytes, s.min_free_bytes,
+        """SELECT u.storage_id, s.name, u.reserved_bytes, u.used_bytes, s.capacity_bytes, s.min_free_bytes,
                   s.deleted_at IS NOT NULL AS is_retired
              FROM storage_usage u JOIN storage s ON s.id = u.storage_id
             WHERE u.storage_id = ANY (%(ids)s::int[]) ORDER BY u.storage_id FOR UPDATE OF u""",
