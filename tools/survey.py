@@ -10,7 +10,7 @@ import stat
 import subprocess
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,8 +52,8 @@ class Survey:
         self.examples.setdefault(reason, path)
 
 
-def survey(root: Path, without: Path, heard: Callable[[int], None] = lambda files: None) -> Survey:
-    """The files below `root`, those below `without` (dlm's own directory) left out; `heard` is told how far it is.
+def survey(root: Path, without: Path) -> Survey:
+    """The files below `root`, those below `without` (dlm's own directory) left out.
 
     In a git checkout: the files under version control, because the others come and go.
     """
@@ -68,8 +68,6 @@ def survey(root: Path, without: Path, heard: Callable[[int], None] = lambda file
             continue
         taken.add(file.name)
         found.files.append(file)
-        if len(found.files) % 5000 == 0:
-            heard(len(found.files))
     found.files.sort(key=lambda file: file.path)
     return found
 

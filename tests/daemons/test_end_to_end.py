@@ -20,6 +20,7 @@ from processes import Service
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
 
 FILES = 2000
+SEED = int(os.environ.get("DLM_TEST_SEED", "7"))
 SETTINGS = {
     "database.pool_size": 3,
     "judge.interval_s": 0.5,
@@ -260,8 +261,7 @@ def files_in(root: Path) -> int:
 
 @pytest.mark.parametrize("name", ["calm", "killed"])
 def test_a_promise_is_kept_through_loss_and_let_go_without_a_trace(service: Service, name: str) -> None:
-    seed = 7
-    story = Story(service, name, Kills.drawn(seed) if name == "killed" else Kills())
+    story = Story(service, name, Kills.drawn(SEED) if name == "killed" else Kills())
     service.killed.clear()
     story.build()
     story.register()
@@ -274,7 +274,7 @@ def test_a_promise_is_kept_through_loss_and_let_go_without_a_trace(service: Serv
 
 
 def test_the_seeded_moments_are_two_for_each() -> None:
-    drawn = Kills.drawn(7)
+    drawn = Kills.drawn(SEED)
     assert Counter(victim for moments in drawn.due.values() for _, victim in moments) == Counter(
         dict.fromkeys(VICTIMS, 2)
     )
