@@ -146,6 +146,15 @@ class ProtocolConformance:
         assert isinstance(error, StorageError) and error.error_class == ErrorClass.INVALID_PATH
         assert [entry.path for entry in storage.list()] == ["d0/stays"]
 
+    def test_a_bulk_delete_begins_nothing_once_it_is_over(self, storage: StorageProtocol) -> None:
+        paths = [f"f{number}" for number in range(5)]
+        for path in paths:
+            put(storage, path, b"x")
+        looks = iter([False, False, True, True, True, True])
+        outcomes = storage.delete_many(paths, lambda: next(looks))
+        assert list(outcomes.values()) == [True, True]
+        assert {entry.path for entry in storage.list()} == set(paths) - outcomes.keys()
+
     def test_listing_tells_all_files_below_a_prefix(self, storage: StorageProtocol) -> None:
         expected = {"a": 1, "b/c": 2, "b/d/e": 3, "bb/f": 4}
         for path, size in expected.items():

@@ -35,7 +35,7 @@ from dlm.types import ChangeKind, ErrorClass, ProtocolRef, ReplicaState
 LATER_S = 600.0  # a replica that may not go, or could not be deleted, is looked at again after this
 REST_S = 900.0  # the longest a single effect of a worker that lost its lease may still take
 MARGIN_SHARE = 0.25  # of the lease: effects end this much before it does
-CHUNK_FILES = 250  # deleted between two looks at the deadline
+CHUNK_FILES = 250  # deleted in one call, with one flush
 SPARE_SHARE = 0.1  # a storage that reaps when full is full when less of it is free
 JUMP_S = 3600.0  # the database's clock and this process's agree within this, or deletions stop
 
@@ -232,7 +232,7 @@ class Reaper:
             return outcome
         while left and self._timer() < deadline and outcome.unavailable is None:
             chunk, left = left[:CHUNK_FILES], left[CHUNK_FILES:]
-            _delete_chunk(protocol, chunk, outcome)
+            _delete_chunk(protocol, chunk, outcome, lambda: self._timer() >= deadline)
         outcome.untouched += left
         return outcome
 
@@ -339,12 +339,14 @@ def _revert(tx: Tx, reverts: Sequence[tuple[Claim, datetime | None, bool]]) -> i
     return len(back)
 
 
-def _delete_chunk(protocol: StorageProtocol, claims: Sequence[Claim], outcome: Outcome) -> None:
-    """Delete one chunk of files. Not found counts as deleted: an earlier worker may have been here."""
+def _delete_chunk(
+    protocol: StorageProtocol, claims: Sequence[Claim], outcome: Outcome, is_over: Callable[[], bool]
+) -> None:
+    """Delete one chunk of files, until time is over. Not found counts as deleted: an earlier worker was perhaps here."""
     paths = {claim.path or derived_path(claim.scope, claim.name): claim for claim in claims}
     effects.point("reaper.delete:before")
     try:
-        answers = protocol.delete_many(paths)
+        answers = protocol.delete_many(paths, is_over)
     except StorageError as error:
         outcome.failed += [(claim, error, True) for claim in claims]
         if error.error_class == ErrorClass.UNAVAILABLE:
@@ -353,8 +355,10 @@ def _delete_chunk(protocol: StorageProtocol, claims: Sequence[Claim], outcome: O
     finally:
         effects.point("reaper.delete:after")
     for path, claim in paths.items():
-        answer = answers[path]
-        if isinstance(answer, StorageError):
+        answer = answers.get(path)
+        if answer is None:
+            outcome.untouched.append(claim)
+        elif isinstance(answer, StorageError):
             outcome.failed.append((claim, answer, answer.error_class not in _NOTHING_HAPPENED))
         else:
             outcome.deleted.append(claim)

@@ -120,8 +120,14 @@ class StorageProtocol(ABC):
         """Delete one file durably; False if it was not there. Directories left empty go too."""
 
     @abstractmethod
-    def delete_many(self, paths: Iterable[str]) -> dict[str, bool | StorageError]:
-        """Delete in bulk; per path what `delete` would have returned or raised."""
+    def delete_many(
+        self, paths: Iterable[str], is_over: Callable[[], bool] = lambda: False
+    ) -> dict[str, bool | StorageError]:
+        """Delete in bulk; per path what `delete` would have returned or raised.
+
+        `is_over` is asked before each deletion; once it is true no further one begins, and what is left has no answer.
+        A storage may hang in the first of them for hours, and by then the others may be somebody else's.
+        """
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Entry]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 
 from dlm import effects, staging
@@ -69,12 +69,16 @@ class PosixProtocol(StorageProtocol):
             raise outcome
         return outcome
 
-    def delete_many(self, paths: Iterable[str]) -> dict[str, bool | StorageError]:
+    def delete_many(
+        self, paths: Iterable[str], is_over: Callable[[], bool] = lambda: False
+    ) -> dict[str, bool | StorageError]:
         outcomes: dict[str, bool | StorageError] = {}
         with self._marked_root() as root:
             emptied: set[tuple[str, ...]] = set()
             # Sorted, so that files of one directory come together and it is walked to once.
             for path in sorted(paths):
+                if is_over():
+                    break
                 outcomes[path] = _unlink(root, path, emptied)
             root.prune(emptied)
             if emptied:
