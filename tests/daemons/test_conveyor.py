@@ -16,6 +16,7 @@ from dlm.core import mover
 from dlm.db import requests, storages
 from dlm.db.engine import Database
 from dlm.db.requests import Filters
+from dlm.did import derived_path
 
 
 @pytest.fixture
@@ -378,6 +379,24 @@ def test_what_an_earlier_attempt_left_is_owned_when_its_request_is_cancelled(
     assert found == (state, clock.moment)
     assert yard.rows("SELECT * FROM request") == []
     yard.check()
+
+
+def test_a_file_that_no_attempt_wrote_is_not_owned_when_its_request_is_cancelled(
+    yard: Yard, clock: ManualClock
+) -> None:
+    """Its producer has not registered it yet. To own it would be to delete it: the only copy, unseen."""
+    here, there = yard.storage("here"), yard.storage("there")
+    dids = yard.stored([b"abc"], here)
+    yard.wish(dids, there)
+    yard.put(dids, [b"xyz"], there)
+    yard.conveyor().run_once()
+    assert yard.row("SELECT error_class FROM attempt") == ("destination_exists",)
+    yard.run("UPDATE lock SET is_released = true")
+    clock.advance(100_000)
+    yard.run("UPDATE request SET attempts = 0, is_cancelled = true, state = 'queued', next_attempt_at = %(now)s")
+    assert yard.conveyor().run_once().counts == {"claimed": 1, "cancelled": 1}
+    assert yard.rows("SELECT * FROM replica WHERE storage_id = %(id)s", id=there) == []
+    assert Path(yard.refs[there].prefix, derived_path("demo", "f1")).read_bytes() == b"xyz"
 
 
 def test_a_request_that_is_held_again_loses_the_flag(yard: Yard) -> None:

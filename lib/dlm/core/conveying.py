@@ -30,6 +30,7 @@ class Item:
     size_bytes: int
     is_repair: bool
     is_flagged: bool  # cancelled, as of the claim
+    is_taken: bool  # an attempt met a file of another content at the destination, which no attempt wrote
     checksums: Checksums
     path: str
     source_path: str
@@ -74,24 +75,29 @@ def load_batch(tx: Tx, rows: Sequence[Row[Any]], patience: Patience) -> Batch:
     replicas: dict[int, list[Row[Any]]] = defaultdict(list)
     for replica in requests.load_replicas(tx, [row.did_id for row in rows]):
         replicas[replica.did_id].append(replica)
-    wishes = _wishes(tx, rows, files, replicas)
+    # By the fence, which only grows: people may give a request all its attempts again.
+    tried = [row for row in rows if row.fence > 1]
+    failures, taken = requests.load_failures(tx, tried) if tried else ({}, set())
+    wishes = _wishes(tx, rows, files, replicas, failures)
     items = {}
     for row, wish, action in zip(rows, wishes, decide(wishes, by_id, patience), strict=True):
-        items[row.id] = _item(row, files[row.id], replicas[row.did_id], wish, action)
+        items[row.id] = _item(row, files[row.id], replicas[row.did_id], wish, action, row.id in taken)
     lease_s = min((row.claimed_until - tx.now for row in rows), default=timedelta()).total_seconds()
     return Batch(items, storages.protocols(tx), lease_s)
 
 
 def _wishes(
-    tx: Tx, rows: Sequence[Row[Any]], files: dict[int, Row[Any]], replicas: dict[int, list[Row[Any]]]
+    tx: Tx,
+    rows: Sequence[Row[Any]],
+    files: dict[int, Row[Any]],
+    replicas: dict[int, list[Row[Any]]],
+    failures: dict[tuple[int, int], int],
 ) -> list[Wish]:
     holds: dict[int, set[int | None]] = defaultdict(set)
     for hold in requests.load_holds(tx, rows):
         holds[hold.id].add(hold.source_expression_id)
     wanted = {expression for found in holds.values() for expression in found if expression is not None}
     matched = requests.load_expressions(tx, wanted)
-    tried = [row for row in rows if row.attempts > 1]
-    failures = requests.load_failures(tx, tried) if tried else {}
     return [
         Wish(
             request_id=row.id,
@@ -118,7 +124,9 @@ def _sources(expressions: set[int | None], matched: dict[int, frozenset[int]]) -
     return frozenset().union(*(matched.get(expression, frozenset()) for expression in expressions if expression))
 
 
-def _item(row: Row[Any], file: Row[Any], replicas: Sequence[Row[Any]], wish: Wish, action: Action) -> Item:
+def _item(
+    row: Row[Any], file: Row[Any], replicas: Sequence[Row[Any]], wish: Wish, action: Action, is_taken: bool
+) -> Item:
     source_id = action.source_id if isinstance(action, Transfer) else None
     derived = derived_path(file.scope, file.name)
     source_path = next((other.path for other in replicas if other.storage_id == source_id and other.path), derived)
@@ -131,6 +139,7 @@ def _item(row: Row[Any], file: Row[Any], replicas: Sequence[Row[Any]], wish: Wis
         size_bytes=row.size_bytes,
         is_repair=row.is_repair,
         is_flagged=row.is_cancelled,
+        is_taken=is_taken,
         checksums=Checksums(file.adler32, file.md5, file.sha256),
         path=file.path or derived,
         source_path=source_path,

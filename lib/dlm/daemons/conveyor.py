@@ -33,7 +33,7 @@ from dlm.db.attempts import Result, Verdict
 from dlm.db.engine import Database, Tx
 from dlm.errors import Transient
 from dlm.transfertools import Copy, Outcome
-from dlm.types import ChangeKind, Checksums, ErrorClass, Identity, RequestState
+from dlm.types import ChangeKind, Checksums, ErrorClass, Identity, ReplicaState, RequestState
 
 log = logging.getLogger("dlm.conveyor")
 
@@ -278,7 +278,10 @@ class Conveyor:
     def _cancelled(self, item: Item, looked: mover.Looked) -> Result:
         if looked.error_class is None:
             reason = getattr(item.action, "reason", None)
-            return Result(item.request_id, item.fence, Verdict.CANCELLED, leftover=looked.leftover, error=reason)
+            # Wrong bytes where the attempts were refused for just that are somebody else's: to own them is to reap them.
+            is_foreign = item.is_taken and not item.is_repair and looked.leftover is ReplicaState.BAD
+            leftover = None if is_foreign else looked.leftover
+            return Result(item.request_id, item.fence, Verdict.CANCELLED, leftover=leftover, error=reason)
         error_class = ErrorClass(looked.error_class)
         base = Result(item.request_id, item.fence, Verdict.RETRY, is_counted=False, error_class=error_class)
         return item.changed(base, delay_s=self._wait_s(item), error=looked.error)

@@ -276,10 +276,11 @@ def load_expressions(tx: Tx, ids: Collection[int]) -> dict[int, frozenset[int]]:
     return {row.id: frozenset(row.storage_ids) for row in rows}
 
 
-def load_failures(tx: Tx, rows: Sequence[Row[Any]]) -> dict[tuple[int, int], int]:
-    """How often each request failed from each source, {(request, storage): number}; one statement."""
+def load_failures(tx: Tx, rows: Sequence[Row[Any]]) -> tuple[dict[tuple[int, int], int], set[int]]:
+    """({(request, source): how often it failed}, requests that met a file of another content there); one statement."""
     found = tx.rows(
-        """SELECT a.request_id, a.source_storage_id, count(*) AS failures
+        """SELECT a.request_id, a.source_storage_id, count(*) AS failures,
+                  bool_or(a.error_class = %(exists)s) AS is_taken
              FROM unnest(%(ids)s::bigint[], %(dids)s::bigint[], %(storages)s::int[]) AS q (id, did_id, storage_id)
              JOIN attempt a ON a.did_id = q.did_id AND a.storage_id = q.storage_id AND a.request_id = q.id
             WHERE a.ended_at >= %(since)s AND a.error_class IS NOT NULL AND a.source_storage_id IS NOT NULL
@@ -288,8 +289,10 @@ def load_failures(tx: Tx, rows: Sequence[Row[Any]]) -> dict[tuple[int, int], int
         dids=[row.did_id for row in rows],
         storages=[row.storage_id for row in rows],
         since=min(row.created_at for row in rows),
+        exists=str(ErrorClass.DESTINATION_EXISTS),
     )
-    return {(row.request_id, row.source_storage_id): row.failures for row in found}
+    failures = {(row.request_id, row.source_storage_id): row.failures for row in found}
+    return failures, {row.request_id for row in found if row.is_taken}
 
 
 # --- what the judge and people ask ---------------------------------------------------------------------------------
