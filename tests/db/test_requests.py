@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from catalogue import Beside, wait_until_blocked
 from conveying import Yard
 from dlm.clock import ManualClock
 from dlm.core.conveying import load_batch
 from dlm.core.conveyor import Patience
 from dlm.core.recording import record_results
-from dlm.db import requests
+from dlm.db import letting_go, requests
 from dlm.db.attempts import Result, Verdict
 from dlm.db.engine import Database, Tx
 from dlm.db.requests import Filters, Lease
+from dlm.db.usage import StorageDelta
 from dlm.errors import InvalidInput, NotFound
 from dlm.types import Checksums, ErrorClass, Page, ReplicaState, RequestState
 
@@ -69,7 +71,8 @@ def test_a_claim_takes_the_longest_due_first_and_writes_the_lease(yard: Yard, cl
     there, dids = queued(yard, 3)
     yard.run("UPDATE request SET next_attempt_at = next_attempt_at - make_interval(secs => id)")
     with yard.database.begin("test") as tx:
-        (row,) = requests.claim(tx, [(there, 3, 1)], LEASE)
+        (row,) = rows = requests.claim(tx, [(there, 3, 1)], LEASE)
+        requests.lease_replicas(tx, rows)
     assert (row.did_id, row.fence, row.attempts) == (dids[2], 1, 1)
     assert row.claimed_until == clock.moment + timedelta(seconds=100 + 3 / 10)
     held = yard.row("SELECT claimed_until, fence FROM replica WHERE did_id = %(id)s", id=dids[2])
@@ -153,6 +156,26 @@ def recover(tx: Tx) -> list[object]:
     return list(requests.recover(tx, 100, max_attempts=6, backoff_s=10, parked_retry_s=5000))
 
 
+def test_claims_of_two_kinds_wait_for_an_auditor_in_one_order(yard: Yard) -> None:
+    there, dids = queued(yard, 2)
+    yard.run("UPDATE request SET is_cancelled = true WHERE did_id = %(did)s", did=dids[1])
+    held = threading.Event()
+
+    def audit() -> None:
+        with yard.database.begin("auditor") as tx:
+            tx.run("SELECT FROM replica WHERE did_id = %(id)s FOR UPDATE", id=dids[0])
+            held.set()
+            wait_until_blocked(yard.database)
+            tx.run("SELECT FROM replica WHERE did_id = %(id)s FOR UPDATE", id=dids[1])
+
+    auditor = Beside(audit)
+    assert held.wait(30)
+    with yard.database.begin("conveyor") as tx:
+        rows = [*requests.claim_cancelled(tx, 9, LEASE), *requests.claim(tx, [(there, 3, 9)], LEASE)]
+        requests.lease_replicas(tx, rows)
+    assert len(rows) == 2 and auditor.finish() == []
+
+
 def test_two_recoveries_take_each_request_once(yard: Yard, clock: ManualClock) -> None:
     there, _ = queued(yard, 10)
     with yard.database.begin("test") as tx:
@@ -233,6 +256,7 @@ def statements_of_a_claim(yard: Yard, number: int, name: str) -> int:
         requests.lanes(tx, number, number)
         requests.claim_cancelled(tx, number, LEASE)
         rows = requests.claim(tx, [(there, 3, number)], LEASE)
+        requests.lease_replicas(tx, rows)
         batch = load_batch(tx, rows, Patience())
         requests.set_sources(tx, {action.request_id: action.source_id for action in batch.transfers()})
         assert len(batch.items) == len(rows) == number
@@ -241,7 +265,7 @@ def statements_of_a_claim(yard: Yard, number: int, name: str) -> int:
 
 def test_a_claim_takes_the_same_statements_for_10_and_10000_requests(yard: Yard) -> None:
     few, many = statements_of_a_claim(yard, 10, "few"), statements_of_a_claim(yard, 10_000, "many")
-    assert few == many == 15
+    assert few == many == 14
 
 
 def every_kind_of_result(claimed: list[tuple[int, int]], source: int) -> list[Result]:
@@ -371,14 +395,22 @@ def test_retry_queues_only_what_is_parked(yard: Yard, clock: ManualClock) -> Non
         assert requests.retry(tx, Filters()) == 1
 
 
+def let_go(tx: Tx, dids: list[int], storage_id: int) -> int:
+    """Let go of the files there, to which no lock holds any more."""
+    tx.run("UPDATE lock SET is_released = true")
+    places = {"dids": dids, "storages": [storage_id] * len(dids)}
+    return letting_go.let_go(tx, letting_go.PAIRS, StorageDelta(), undo_window_s=60, **places)
+
+
 def test_a_cancelled_request_is_due_and_its_owner_keeps_it(yard: Yard, clock: ManualClock) -> None:
     there, dids = queued(yard, 3)
+    yard.run("UPDATE request SET fence = 1")
     with yard.database.begin("test") as tx:
         ((active, fence),) = claim(tx, there, 1)
         tx.run("UPDATE request SET state = 'parked' WHERE id = 3")
     clock.advance(50)
     with yard.database.begin("test") as tx:
-        assert requests.cancel_for(tx, [(did, there) for did in dids]) == 3
+        assert let_go(tx, dids, there) == 3
         rows = requests.claim_cancelled(tx, 10, LEASE)
     assert sorted(row.id for row in rows) == [2, 3]
     with yard.database.begin("test") as tx:
@@ -392,7 +424,7 @@ def test_a_request_cancelled_while_it_failed_is_due_at_once(yard: Yard, clock: M
     with yard.database.begin("test") as tx:
         ((id_, fence),) = claim(tx, there, 1)
     with yard.database.begin("test") as tx:
-        requests.cancel_for(tx, [(dids[0], there)])
+        let_go(tx, dids, there)
     with yard.database.begin("test") as tx:
         record_results(tx, [Result(id_, fence, Verdict.PARKED, delay_s=5000)], CYCLE_S)
     assert yard.row("SELECT state, next_attempt_at, is_cancelled FROM request") == ("queued", clock.moment, True)

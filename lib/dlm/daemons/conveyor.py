@@ -140,6 +140,7 @@ class Conveyor:
         takes = planner.shares(lanes, limit)
         rows = [*requests.claim_cancelled(tx, limit, lease)]
         rows += requests.claim(tx, takes, lease)
+        requests.lease_replicas(tx, rows)
         done.count("claimed", len(rows))
         done.is_full = len(rows) >= limit or bool(rows) and sum(lane.waiting for lane in lanes) > len(rows)
         return rows

@@ -158,11 +158,11 @@ _LEASE = """
 
 
 def claim(tx: Tx, takes: Sequence[tuple[int, int, int]], lease: Lease) -> Sequence[Row[Any]]:
-    """Take due requests of each (storage_id, priority, number), those of another worker left out; two statements.
+    """Take due requests of each (storage_id, priority, number), those of another worker left out; one statement.
 
-    The storages take turns, so that the bound on bytes cuts the same from each.
+    The storages take turns, so that the bound on bytes cuts the same from each. `lease_replicas` must follow.
     """
-    rows = tx.rows(
+    return tx.rows(
         f"""WITH lane AS (SELECT * FROM unnest(%(storages)s::int[], %(priorities)s::smallint[], %(takes)s::int[])
                                     AS l (storage_id, priority, take)),
                  due AS MATERIALIZED (
@@ -186,13 +186,11 @@ def claim(tx: Tx, takes: Sequence[tuple[int, int, int]], lease: Lease) -> Sequen
         rate_bytes_s=lease.rate_bytes_s,
         batch_bytes=lease.batch_bytes,
     )
-    _lease_replicas(tx, rows)
-    return rows
 
 
 def claim_cancelled(tx: Tx, limit: int, lease: Lease) -> Sequence[Row[Any]]:
-    """Take cancelled requests wherever they would go, full or switched off: they move nothing; two statements."""
-    rows = tx.rows(
+    """Take cancelled requests wherever they would go, full or switched off: they move nothing; one statement."""
+    return tx.rows(
         f"""WITH taken AS (SELECT id, 0 AS total_bytes FROM request
                             WHERE is_cancelled AND state = 'queued' AND next_attempt_at <= %(now)s
                             ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
@@ -201,12 +199,14 @@ def claim_cancelled(tx: Tx, limit: int, lease: Lease) -> Sequence[Row[Any]]:
         base_s=lease.base_s,
         rate_bytes_s=lease.rate_bytes_s,
     )
-    _lease_replicas(tx, rows)
-    return rows
 
 
-def _lease_replicas(tx: Tx, rows: Sequence[Row[Any]]) -> None:
-    """Write the lease on the replicas of the claimed requests, too; one statement."""
+def lease_replicas(tx: Tx, rows: Sequence[Row[Any]]) -> None:
+    """Write the lease on the replicas of all requests that the transaction claimed, too; one statement.
+
+    Once, after all claims. Otherwise: 1. we lease file 2, whose request was cancelled; 2. an auditor locks the replicas
+    of file 1 and waits for file 2; 3. we claim file 1 in its lane, and wait for the auditor.
+    """
     tx.run(
         """WITH lease AS (SELECT * FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(untils)s::timestamptz[])
                                    AS l (did_id, storage_id, claimed_until)),
@@ -374,28 +374,6 @@ def retry(tx: Tx, filters: Filters) -> int:
             UPDATE request r SET state = 'queued', attempts = 0, next_attempt_at = %(now)s
               FROM held WHERE r.id = held.id""",
         **_values(filters),
-    ).rowcount
-    changes.wake(tx, "conveyor")
-    return done
-
-
-def cancel_for(tx: Tx, pairs: Collection[tuple[int, int]]) -> int:
-    """Flag the requests of these (did_id, storage_id) as cancelled and make them due; two statements.
-
-    A conveyor does the rest: it asks the storage what earlier attempts left there before the replica row goes.
-    """
-    done = tx.run(
-        """WITH held AS (SELECT r.id FROM request r
-                           JOIN unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id)
-                          USING (did_id, storage_id)
-                          ORDER BY r.did_id, r.storage_id FOR UPDATE OF r)
-           UPDATE request r
-              SET is_cancelled = true,
-                  state = CASE WHEN r.state = 'parked' THEN 'queued' ELSE r.state END,
-                  next_attempt_at = CASE WHEN r.state = 'active' THEN r.next_attempt_at ELSE %(now)s END
-             FROM held WHERE r.id = held.id""",
-        dids=[did for did, _ in pairs],
-        storages=[storage for _, storage in pairs],
     ).rowcount
     changes.wake(tx, "conveyor")
     return done
