@@ -1,43 +1,47 @@
-"""`judge`: a rule of 2 copies over a dataset, nothing there; from the declaration until every replica and request is written."""
+"""`judge`: a rule of 2 copies over a dataset, nothing there; from the declaration until all replicas and requests stand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dlm import config
 from dlm.core import rules
-from dlm.daemons.judge import Judge
-from dlm.db.engine import Database
 from figures import worlds
-from figures.runner import Bench, Figure, Race
+from figures.measuring import Bench, Figure, Place, Race, derived
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
-    race = Race("judge", "copies/s", "bare SQL, same end state", worlds.dataset_at_origin, place, place_bare)
-    yield bench.compare(race, files, 2 * files)
+    race = Race("judge", "copies/s", worlds.dataset_at_origin, place, "bare SQL, same end state", place_bare)
+    found = []
+    for size in (files // 10, files, 10 * files):
+        found += bench.run(race, size, 2 * size)
+        yield found[-1]
+    yield derived("judge-flat", found[2], found[0], f"the same at {files // 10:,}")
 
 
-def place(database: Database, files: int) -> None:
-    with database.begin("bench.declare", worlds.ACTOR) as tx:
+def place(place: Place) -> None:
+    with place.database.begin("bench.declare", worlds.ACTOR) as tx:
         rules.declare(tx, [rules.Declaration("bench:ds", 2, "type=disk", spread="site")])
-    judge = Judge(database, config.load(None, {}, {}))
-    while judge.run_once().is_full:
-        pass
+    worlds.judge_all(place.database)
 
 
-def place_bare(database: Database, files: int) -> None:
+def place_bare(place: Place) -> None:
     """Two replicas and two requests a file, and two locks, as one person would write it who knows the answer."""
-    with database.begin("bench.bare") as tx:
+    with place.database.begin("bench.bare") as tx:
         tx.run(
             """INSERT INTO lock (did_id, storage_id, rule_id, files, size_bytes, created_at, fill_after)
-               SELECT d.id, s, 1, d.files, d.size_bytes, %(now)s, NULL FROM did d, unnest(ARRAY[1, 2]) s WHERE d.kind = 'dataset'"""
+               SELECT d.id, s, 1, d.files, d.size_bytes, %(now)s, NULL
+                 FROM did d, unnest(ARRAY[1, 2]) s WHERE d.kind = 'dataset'"""
         )
         tx.run(
             """INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at)
-               SELECT child_id, s, 'copying', size_bytes, %(now)s FROM attachment, unnest(ARRAY[1, 2]) s ORDER BY 1, 2"""
+               SELECT child_id, s, 'copying', size_bytes, %(now)s
+                 FROM attachment, unnest(ARRAY[1, 2]) s ORDER BY 1, 2"""
         )
         tx.run(
             """INSERT INTO request (did_id, storage_id, size_bytes, created_at, next_attempt_at, priority)
-               SELECT child_id, s, size_bytes, %(now)s, %(now)s, 3 FROM attachment, unnest(ARRAY[1, 2]) s ORDER BY 1, 2"""
+               SELECT child_id, s, size_bytes, %(now)s, %(now)s, 3
+                 FROM attachment, unnest(ARRAY[1, 2]) s ORDER BY 1, 2"""
         )
-        tx.run("UPDATE storage_usage SET reserved_bytes = 1000 * %(n)s WHERE storage_id IN (1, 2)", n=files)
+        tx.run(
+            "UPDATE storage_usage SET reserved_bytes = 1000 * %(n)s WHERE storage_id IN (1, 2)", n=place.size
+        )

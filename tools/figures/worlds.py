@@ -2,24 +2,72 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlm import config
+from dlm.core import sites, storages
+from dlm.core.storages import NewProtocol, NewStorage
+from dlm.daemons.judge import Judge
 from dlm.db.engine import Database, Tx
+from dlm.rooted import MARKER
 from dlm.types import Identity
+from figures.measuring import Place
 
 ACTOR = Identity(1, "bench", frozenset({"admin"}))
 
 
-def base(tx: Tx, storages: int = 4) -> None:
-    """An account, a scope, two sites and `storages` storages, plus `origin` as the last."""
-    tx.run("INSERT INTO account (name, kind, roles, created_at) VALUES ('bench', 'service', '{admin}', %(now)s)")
-    tx.run("INSERT INTO scope (name, account_id, created_at) VALUES ('bench', 1, %(now)s)")
-    tx.run("INSERT INTO site (name, country, created_at) VALUES ('perth', 'AU', %(now)s), ('bern', 'CH', %(now)s)")
+def base(tx: Tx, storages: int = 4, site_number: int = 2) -> None:
+    """An account, a scope, sites and `storages` storages of different weights, plus `origin` as the last."""
+    person(tx)
     tx.run(
-        """INSERT INTO storage (name, site_id, type, created_at)
-           SELECT 's' || i, 1 + i %% 2, 'disk', %(now)s FROM generate_series(1, %(n)s) i
-           UNION ALL SELECT 'origin', 1, 'source', %(now)s""",
+        """INSERT INTO site (name, country, created_at)
+           SELECT 'site' || i, CASE i %% 3 WHEN 0 THEN 'AU' WHEN 1 THEN 'CH' ELSE 'ZA' END, %(now)s
+             FROM generate_series(1, %(n)s) i""",
+        n=site_number,
+    )
+    tx.run(
+        """INSERT INTO storage (name, site_id, type, attributes, created_at)
+           SELECT 's' || i, 1 + i %% %(sites)s, 'disk', jsonb_build_object('share', (1 + i %% 5)::text), %(now)s
+             FROM generate_series(1, %(n)s) i
+           UNION ALL SELECT 'origin', 1, 'source', '{}', %(now)s""",
         n=storages,
+        sites=site_number,
     )
     tx.run("INSERT INTO storage_usage (storage_id) SELECT id FROM storage")
+
+
+def person(tx: Tx) -> None:
+    tx.run("INSERT INTO account (name, kind, roles, created_at) VALUES ('bench', 'service', '{admin}', %(now)s)")
+    tx.run("INSERT INTO scope (name, account_id, created_at) VALUES ('bench', 1, %(now)s)")
+
+
+def on_disk(tx: Tx, directory: Path, number: int = 2) -> None:
+    """The same account and scope, and storages s1, s2 … and `origin` on directories below `directory`/files."""
+    person(tx)
+    for name in [*(f"s{i}" for i in range(1, number + 1)), "origin"]:
+        sites.add_site(tx, f"site-{name}")
+        root = directory / "files" / name
+        root.mkdir(parents=True, exist_ok=True)
+        kind = "source" if name == "origin" else "disk"
+        storages.add_storage(tx, NewStorage(name, f"site-{name}", [NewProtocol("posix", str(root))], type=kind))
+
+
+def take_roots(place: Place) -> None:
+    """Make the storages' directories anew, empty, with their markers."""
+    with place.database.begin("bench.roots") as tx:
+        for row in tx.rows("SELECT s.name, s.uuid, p.prefix FROM storage s JOIN protocol p ON p.storage_id = s.id"):
+            root = Path(row.prefix)
+            root.mkdir(parents=True, exist_ok=True)
+            (root / MARKER).write_text(json.dumps({"id": row.uuid, "name": row.name}) + "\n")
+
+
+def judge_all(database: Database, **settings: object) -> None:
+    """Run the judge until nothing is due."""
+    judge = Judge(database, config.load(None, {}, {name: str(value) for name, value in settings.items()}))
+    while judge.run_once().is_full:
+        pass
 
 
 def files(tx: Tx, number: int, dataset: str = "ds", at: str | None = "origin") -> None:
@@ -62,7 +110,41 @@ def replicas(tx: Tx, dataset: str, at: str) -> None:
     )
 
 
-def dataset_at_origin(database: Database, number: int) -> None:
-    with database.begin("bench.prepare") as tx:
+def dataset_at_origin(place: Place) -> None:
+    with place.database.begin("bench.prepare") as tx:
         base(tx)
-        files(tx, number)
+        files(tx, place.size)
+
+
+def count(tx: Tx) -> None:
+    """Write every storage's usage from its replicas."""
+    tx.run(
+        """UPDATE storage_usage u SET used_files = n.files, used_bytes = n.used, reserved_bytes = n.reserved
+             FROM (SELECT s.id, count(r.did_id) FILTER (WHERE r.state <> 'copying') AS files,
+                          coalesce(sum(r.size_bytes) FILTER (WHERE r.state <> 'copying'), 0) AS used,
+                          coalesce(sum(r.size_bytes) FILTER (WHERE r.state = 'copying'), 0) AS reserved
+                     FROM storage s LEFT JOIN replica r ON r.storage_id = s.id GROUP BY s.id) n WHERE n.id = u.storage_id"""
+    )
+
+
+def arrive(tx: Tx) -> None:
+    """Every copy under way arrives, as a conveyor records it in batches of 500."""
+    tx.run("DELETE FROM request")
+    tx.run(
+        """UPDATE replica SET state = 'available', verified_at = %(now)s, next_check_at = %(now)s + interval '30 days'
+            WHERE state = 'copying'"""
+    )
+    tx.run(
+        """INSERT INTO change (kind, storage_id, file_ids, created_at)
+           SELECT 'arrived', storage_id, array_agg(did_id ORDER BY did_id), %(now)s
+             FROM (SELECT did_id, storage_id, row_number() OVER (PARTITION BY storage_id ORDER BY did_id) / 500 AS batch
+                     FROM replica WHERE verified_at = %(now)s) r
+            GROUP BY storage_id, batch"""
+    )
+    count(tx)
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p50 and p99 of what was measured."""
+    ordered = sorted(seconds)
+    return {f"p{share}": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (50, 99)}
