@@ -160,13 +160,33 @@ def test_what_a_dead_web_process_left_is_cleaned_up(
     world.check()
 
 
+def test_a_storage_that_goes_before_the_bytes_are_read_back_keeps_no_file_that_nobody_owns(
+    root: Caller, world: World
+) -> None:
+    shelf, away = world.root / "shelf", world.root / "away"
+
+    def go_away(reached: str) -> None:
+        if reached == "upload.write:after":
+            effects.install(None)
+            shelf.rename(away)
+
+    effects.install(go_away)
+    put(root, 503)
+    away.rename(shelf)
+    assert len(stored(world)) == 1 and world.where("a/b.dat")["shelf"] == "bad"
+    world.check()
+    world.later(86_400 + 60)
+    assert stored(world) == []
+    world.check()
+
+
 def test_a_rule_that_comes_while_bytes_come_is_kept_with_them(root: Caller, world: World) -> None:
     world.add_storage("other", "bern")
     with world.begin() as tx:
         upload = uploads.begin_upload(tx, "test", "a", "shelf", len(CONTENT), Checksums(), 300)
     rule = world.declare("a", 2, "type=disk")
     world.run(world.judge)
-    done = uploads.store(upload, [CONTENT], lambda: None)
+    done = uploads.read_back(uploads.store(upload, [CONTENT], lambda: None))
     with world.begin() as tx:
         uploads.finish_upload(tx, done, 86_400)
     world.settle()

@@ -95,20 +95,28 @@ def _file(tx: Tx, scope: str, name: str, size_bytes: int, given: Checksums) -> t
 
 
 def store(upload: Upload, blocks: Iterable[bytes], keep_lease: Callable[[], None]) -> Upload:
-    """Write the bytes and read them back; the upload with the digests of what is stored. No transaction is open.
+    """Write the bytes; the upload with the digests of what was written. No transaction is open.
 
     InvalidInput when the bytes are not what was announced: then nothing gets the file's name. StorageError otherwise.
     """
-    protocol = open_protocol(upload.protocol)
-    algorithms = tuple(dict.fromkeys((ALWAYS, *upload.expected.known())))
     attempt = mover.attempt_name(upload.request_id, upload.fence)
+    blocks = _checked(upload, blocks, keep_lease)
     effects.point("upload.write:before")
-    written = protocol.write(upload.path, _checked(upload, blocks, keep_lease), attempt=attempt, algorithms=algorithms)
+    written = open_protocol(upload.protocol).write(upload.path, blocks, attempt=attempt, algorithms=_algorithms(upload))
     effects.point("upload.write:after")
-    stored = protocol.checksum(upload.path, algorithms)
-    if stored.contradicts(written.checksums):
+    return replace(upload, found=written.checksums)
+
+
+def read_back(upload: Upload) -> Upload:
+    """The upload with the digests that the storage gives back. StorageError when that fails: the file stands there."""
+    stored = open_protocol(upload.protocol).checksum(upload.path, _algorithms(upload))
+    if stored.contradicts(upload.found):
         raise StorageError(ErrorClass.CHECKSUM_MISMATCH, "what the storage gives back is not what was written")
     return replace(upload, found=stored)
+
+
+def _algorithms(upload: Upload) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((ALWAYS, *upload.expected.known())))
 
 
 def _checked(upload: Upload, blocks: Iterable[bytes], keep_lease: Callable[[], None]) -> Iterator[bytes]:

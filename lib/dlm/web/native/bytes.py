@@ -74,7 +74,9 @@ def _received(upload: uploads.Upload, dataset: tuple[str, str] | None, lease_s: 
     settings = web().settings
     leftover: ReplicaState | None = None
     try:
-        stored = uploads.store(upload, _blocks(), uploads.Lease(lease_s, lambda: _extend(upload, lease_s)))
+        written = uploads.store(upload, _blocks(), uploads.Lease(lease_s, lambda: _extend(upload, lease_s)))
+        leftover = ReplicaState.BAD  # until it is read back; whatever goes wrong from here on, a file stands there
+        stored = uploads.read_back(written)
         leftover = ReplicaState.AVAILABLE
         with web().database.begin("web.bytes.put") as tx:
             uploads.finish_upload(tx, stored, settings.auditor_cycle_s, dataset)
