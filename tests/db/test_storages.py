@@ -122,6 +122,27 @@ def test_a_root_of_another_storage_is_refused_and_nothing_is_written(database: D
         storages.get_storage(tx, "twin")
 
 
+@pytest.mark.parametrize(("first", "second"), [(True, False), (False, True), (False, False)])
+def test_one_root_is_never_two_storages_whether_dlm_writes_there_or_not(
+    database: Database, tmp_path: Path, first: bool, second: bool
+) -> None:
+    """Two replicas of a file would be one file, and each the witness for the other's deletion."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "data").write_bytes(b"precious")
+
+    def add(name: str, can_write: bool) -> None:
+        with database.begin("test") as tx:
+            reason = None if can_write else "in place"
+            storages.add_storage(tx, new_storage(name, mine, can_write=can_write, reason=reason))
+
+    add("one", first)
+    before = tree(mine)
+    with pytest.raises(InvalidInput, match="one"):
+        add("two", second)
+    assert tree(mine) == before
+
+
 def test_a_root_that_is_no_directory_is_refused(database: Database, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InvalidInput), database.begin("test") as tx:

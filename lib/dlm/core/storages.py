@@ -18,8 +18,8 @@ from dlm.core.expression import RESERVED_KEYS
 from dlm.core.names import FIRST_PAGE, check_name, check_text
 from dlm.db import changes, events, sites, storages
 from dlm.db.engine import Tx
-from dlm.errors import Conflict, InvalidInput, NotFound, StorageError
-from dlm.protocols import open_protocol, schemes
+from dlm.errors import Conflict, InvalidInput, NotFound, StorageError, Unsupported
+from dlm.protocols import StorageProtocol, open_protocol, schemes
 from dlm.types import ChangeKind, Page, Phase, ProtocolRef, Reap
 
 MAX_BYTES = 2**63 - 1
@@ -196,6 +196,7 @@ def _switch_reason(before: Mapping[str, Any], after: Mapping[str, Any], reason: 
 def _take_root(tx: Tx, storage_id: int, uuid: str, may_write: bool) -> None:
     """Make the root recognisable, by a marker in it or (where nothing may be written) by its seal."""
     protocol = open_protocol(storages.protocols(tx, [storage_id])[storage_id])
+    _refuse_shared(tx, storage_id, protocol)
     try:
         if may_write:
             protocol.claim(uuid, create_root=True)
@@ -204,6 +205,22 @@ def _take_root(tx: Tx, storage_id: int, uuid: str, may_write: bool) -> None:
     except StorageError as error:
         hint = error.hint or "the root must be there, and writable unless writing is switched off"
         raise InvalidInput(error.detail, field="prefix", hint=hint) from error
+
+
+def _refuse_shared(tx: Tx, storage_id: int, protocol: StorageProtocol) -> None:
+    """Refuse the root of another storage, whichever way that one is known.
+
+    Its files would be there twice to the catalogue and once in truth: 1. a rule wants one copy, at the second storage;
+    2. the copy at the first is surplus, with the second as its witness; 3. the reaper deletes the only file.
+    """
+    try:
+        owner = storages.find_by_root(tx, storage_id, protocol.identify(), protocol.seal())
+    except (StorageError, Unsupported):
+        return  # not there, or not to be told apart: whoever takes it says so
+    if owner is not None:
+        raise InvalidInput(
+            f"this root belongs to storage {owner} already", field="prefix", hint="give each storage a root of its own"
+        )
 
 
 def _put_marker(tx: Tx, row: Row[Any]) -> None:

@@ -158,6 +158,18 @@ def set_marker(tx: Tx, storage_id: int, marker: str | None) -> None:
     tx.run("UPDATE protocol SET marker = %(marker)s WHERE storage_id = %(id)s", id=storage_id, marker=marker)
 
 
+def find_by_root(tx: Tx, besides: int, marker: str | None, seal: str) -> str | None:
+    """The name of another storage whose root has this marker, or this seal; None if there is none; one statement."""
+    return tx.scalar(
+        """SELECT s.name FROM storage s JOIN protocol p ON p.storage_id = s.id
+            WHERE s.deleted_at IS NULL AND s.id <> %(besides)s AND (s.uuid::text = %(marker)s OR p.marker = %(seal)s)
+            LIMIT 1""",
+        besides=besides,
+        marker=marker,
+        seal=seal,
+    )
+
+
 def hold_usage(tx: Tx, storage_id: int) -> None:
     """Lock the storage's usage row, which whoever adds replicas writes last; one statement."""
     tx.run("SELECT FROM storage_usage WHERE storage_id = %(id)s FOR UPDATE", id=storage_id)
