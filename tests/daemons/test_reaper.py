@@ -355,20 +355,6 @@ def test_past_the_deadline_nothing_more_is_deleted(shelves: Shelves, database: D
     assert shelves.path(file, here).exists()
 
 
-def test_a_storage_that_hangs_in_one_deletion_beyond_the_deadline_loses_no_other_file(
-    shelves: Shelves, database: Database, at: Callable[[str, Callable[[], None]], None]
-) -> None:
-    """Its worker wakes when the lease is long over: what it has not begun is not its to delete any more."""
-    here = shelves.storage("here")
-    files = shelves.files(5)
-    shelves.put(files, here, due_s=0)
-    now = [0.0]
-    at("posix.unlink:after", lambda: now.__setitem__(0, SETTINGS.reaper_lease_s))
-    done = Reaper(database, SETTINGS, timer=lambda: now[0]).run_once()
-    assert done.counts == {"marked": 5, "deleted": 1, "postponed": 4}
-    assert [shelves.path(file, here).exists() for file in files].count(True) == 4
-
-
 # -- killed, late, and two at once ------------------------------------------------------------------------------
 
 

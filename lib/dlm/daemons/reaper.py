@@ -184,19 +184,26 @@ class Reaper:
 
         1. a judge's transaction has not committed its lock; 2. the mark finds no lock, and commits; 3. the judge
         commits, and then sees a replica that is being deleted. Whichever commits first, the other one's next
-        statement sees it: the judge looks after its commit, and this looks after the mark's.
+        statement sees it: the judge looks after its commit, and this looks after the mark's. A person who stops
+        deletions is heard here, too: once the stop has committed, no batch that is not rechecked yet deletes anything.
         """
         files, _ = load_files(tx, [(claim.did_id, claim.storage_id) for claim in claims], lock=False)
         verdicts = planner.decide(files)
         kept = {(v.did_id, v.storage_id): v for v in verdicts if isinstance(v, planner.Keep)}
         later = tx.now + timedelta(seconds=LATER_S)
+        stopped = rows.stopped(tx, {claim.storage_id for claim in claims})
         reverts: list[tuple[Claim, datetime | None, bool]] = []
+        going: list[Claim] = []
         for claim in claims:
-            if verdict := kept.get((claim.did_id, claim.storage_id)):
+            if claim.storage_id in stopped:
+                reverts.append((claim, claim.tombstone_at, False))
+            elif verdict := kept.get((claim.did_id, claim.storage_id)):
                 clear = verdict.action is planner.KeepAction.CLEAR
                 reverts.append((claim, None if clear else later, False))
+            else:
+                going.append(claim)
         done.count("reverted", _revert(tx, reverts))
-        return [claim for claim in claims if (claim.did_id, claim.storage_id) not in kept]
+        return going
 
     # -- act ----------------------------------------------------------------------------------------------------
 

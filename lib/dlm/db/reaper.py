@@ -56,6 +56,20 @@ def lanes(tx: Tx, besides: Iterable[int] = ()) -> Sequence[Row[Any]]:
     )
 
 
+def stopped(tx: Tx, storage_ids: Iterable[int]) -> set[int]:
+    """Those of the storages where a person stopped deletions: all are held, or its own are switched off; one statement.
+
+    A breaker that a budget opened is not asked: what was marked within the budget may go.
+    """
+    rows = tx.rows(
+        """SELECT s.id FROM storage s
+            WHERE s.id = ANY (%(ids)s::int[]) AND (NOT s.can_delete OR EXISTS (
+                  SELECT FROM breaker b WHERE b.act = 'delete' AND b.closed_at IS NULL AND b.storage_id IS NULL))""",
+        ids=sorted(set(storage_ids)),
+    )
+    return {row.id for row in rows}
+
+
 def claim_due(tx: Tx, limits: dict[int, int]) -> Sequence[Row[Any]]:
     """(did_id, storage_id, size_bytes) of due replicas, oldest first, at most `limits[storage]` each; one statement.
 
