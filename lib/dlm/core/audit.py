@@ -128,11 +128,25 @@ def confirm(tx: Tx, audit_id: int) -> None:
 # -- writing down -----------------------------------------------------------------------------------------------
 
 
+def hold(tx: Tx, answers: Sequence[Answer]) -> None:
+    """Lock the copies of all these files, in key order, when something is to be declared; at most one statement.
+
+    What is declared and what is recorded as good are written one after the other. Otherwise: 1. we write file 5, which
+    is good; 2. somebody else locks file 2 and waits for file 5; 3. we declare file 2.
+    """
+    if found_wrong(answers):
+        audits.hold_copies(tx, {answer.item.did_id for answer in answers})
+
+
 def record_good(tx: Tx, answers: Sequence[Answer], cycle_s: float, delta: StorageDelta) -> int:
-    """Write down what was read and is right, and wake the rules that this may help; how many; up to four statements."""
+    """Write down what was read and is right, and wake the rules that this may help; how many; up to four statements.
+
+    Replicas before DIDs, as conveyors write them.
+    """
     good = [answer for answer in answers if answer.verdict is Verdict.GOOD]
     if not good:
         return 0
+    rows = audits.mark_good(tx, [a.item for a in good], [a.token for a in good], cycle_s)
     learnt = [
         (answer.item.did_id, answer.checksums.adler32)
         for answer in good
@@ -140,7 +154,6 @@ def record_good(tx: Tx, answers: Sequence[Answer], cycle_s: float, delta: Storag
     ]
     if learnt:
         audits.learn_checksums(tx, learnt)
-    rows = audits.mark_good(tx, [a.item for a in good], [a.token for a in good], cycle_s)
     better = [row for row in rows if row.was != ReplicaState.AVAILABLE]
     for row in better:
         if row.was == ReplicaState.LOST:

@@ -128,14 +128,15 @@ class Auditor:
         if now is None:
             done.count("late")
             return
-        done.count("verified", audit.record_good(tx, answers, self.settings.auditor_cycle_s, delta))
         if not is_last_look:
             self._note_findings(tx, now, wrong)
         elif answers:
+            audit.hold(tx, answers)
             self._declare_check(tx, now, answers, wrong, delta, done)
         else:
             audits.end(tx, check.id, "done", _told(now))
             done.count("checks_done")
+        done.count("verified", audit.record_good(tx, answers, self.settings.auditor_cycle_s, delta))
         usage.change_storages(tx, delta)
         done.count("looked_at", len(answers))
 
@@ -207,8 +208,9 @@ class Auditor:
             return
         with self.database.begin("auditor.record-due") as tx:
             delta = usage.StorageDelta()
-            done.count("verified", audit.record_good(tx, answers, self.settings.auditor_cycle_s, delta))
+            audit.hold(tx, answers)
             self._declare_due(tx, storage_id, audit.found_wrong(answers), delta, done)
+            done.count("verified", audit.record_good(tx, answers, self.settings.auditor_cycle_s, delta))
             usage.change_storages(tx, delta)
         done.count("unreadable", sum(answer.verdict is Verdict.UNKNOWN for answer in answers))
 
