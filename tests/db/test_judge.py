@@ -255,7 +255,7 @@ def test_declarations_that_cannot_be_kept_are_refused_before_anything_is_written
     assert many.value.field == "copies"
     with pytest.raises(CannotPlace, match="'contry' is no attribute") as typo:
         world.declare("ds", 1, "tier=1&contry=AU")
-    assert "country" in (typo.value.hint or "")
+    assert "Did you mean 'country'?" in typo.value.detail
     with pytest.raises(NotFound) as missing:
         world.declare("nope", 1, "tier=1")
     assert missing.value.field == "did"
