@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -45,8 +46,22 @@ def test_every_route_names_a_permission_of_the_policy(app: Flask) -> None:
     assert [(method, address) for method, address, name in calls(app) if name not in known] == []
 
 
+ASKED_INSIDE = {"replica.path"}  # depends on what is registered, so that the use case asks
+
+
 def test_every_permission_of_the_policy_is_used_by_a_route(app: Flask) -> None:
-    assert authorize.shipped().permissions() - {name for _, _, name in calls(app)} == set()
+    assert authorize.shipped().permissions() - {name for _, _, name in calls(app)} == ASKED_INSIDE
+
+
+def test_naming_the_path_of_a_file_takes_a_permission_of_its_own(admin: Caller, user: Caller, tmp_path: Path) -> None:
+    """Otherwise a user claims a neighbour's file that nobody registered, says it is bad, and has it overwritten."""
+    admin.post("/sites", {"name": "perth"})
+    way = {"scheme": "posix", "prefix": str(tmp_path / "shared")}
+    admin.post("/storages", {"name": "shared", "site": "perth", "protocols": [way]})
+    user.post("/scopes", {"name": "mine"})
+    file = {"name": "f", "size_bytes": 1}
+    user.post("/replicas", {"storage": "shared", "scope": "mine", "files": [{**file, "path": "theirs/data"}]}, 403)
+    user.post("/replicas", {"storage": "shared", "scope": "mine", "files": [file]}, 201)
 
 
 def test_without_a_token_only_public_routes_answer(app: Flask, nobody: Caller) -> None:

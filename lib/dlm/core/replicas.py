@@ -13,6 +13,7 @@ from sqlalchemy.engine import Row
 from dlm import did as codec
 from dlm.core import dids as did_cases
 from dlm.core.accounts import get_scopes
+from dlm.core.authorize import authorize
 from dlm.core.dids import Ref
 from dlm.core.files import ALGORITHMS, Files
 from dlm.core.names import FIRST_PAGE, check_batch, check_text, cursor_id
@@ -72,6 +73,8 @@ def register(
     as done, so a call may be repeated. `verified` says that the caller has just read the stored bytes and compared
     them; otherwise the auditor does, from now on. At most 18 statements for any number of files.
     """
+    if files.paths is not None:  # whoever names a path may claim, and have repaired over, any file below the root
+        authorize(tx.actor, "replica.path")
     place = get_storage(tx, storage)
     parent = None if dataset is None else _dataset(tx, dataset)
     scopes = get_scopes(tx, sorted(set(files.scopes)))
