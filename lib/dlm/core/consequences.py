@@ -16,7 +16,7 @@ from dlm.db import changes, filling, judging, letting_go, usage
 from dlm.db.engine import Tx
 
 SMALL_FILES = 1000  # a lock of at most so many files is filled beside others, a larger one in chunks of its own
-SMALL_LOCKS = 5000
+SMALL_LOCKS = 20_000
 
 
 def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:

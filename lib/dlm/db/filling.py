@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
+from dlm.db.below import files_of
 from dlm.db.engine import Tx
 from dlm.db.usage import StorageDelta
 
@@ -26,12 +27,11 @@ CHUNK = """
      WHERE a.parent_id = %(did_id)s AND a.child_id > %(after)s AND a.child_id <= %(upto)s"""
 
 # All files of many small locks.
-LOCKS = """
-    SELECT f.did_id, l.storage_id, f.size_bytes, max(l.priority) AS priority, min(l.activity) AS activity
-      FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(priorities)s::smallint[], %(activities)s::text[])
-           AS l (did_id, storage_id, priority, activity)
-     CROSS JOIN LATERAL (SELECT child_id AS did_id, size_bytes FROM attachment WHERE parent_id = l.did_id
-                         UNION ALL SELECT id, size_bytes FROM did WHERE id = l.did_id AND kind = 'file') f
+LOCKS = f"""
+    WITH l AS (SELECT * FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(priorities)s::smallint[], %(activities)s::text[])
+                             AS l (did_id, storage_id, priority, activity))
+    SELECT f.file_id AS did_id, f.storage_id, f.file_bytes AS size_bytes, max(f.priority) AS priority, min(f.activity) AS activity
+      FROM ({files_of("l")}) f
      GROUP BY 1, 2, 3"""
 
 # Given files, wherever a lock on them or on a dataset that contains them wants them.

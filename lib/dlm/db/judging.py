@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from sqlalchemy.engine import Row
 
+from dlm.db.below import files_of
 from dlm.db.engine import Tx
 
 _RULE = """
@@ -78,15 +79,12 @@ def locks_of(tx: Tx, rule_ids: Sequence[int]) -> Sequence[Row[Any]]:
 def coverage(tx: Tx, unit_ids: Sequence[int]) -> Sequence[Row[Any]]:
     """How much of each file or dataset stands (or is coming) where: (did_id, storage_id, files, bytes, ready_files); one statement."""
     return tx.rows(
-        """SELECT u.did_id, n.storage_id, n.files, n.bytes, n.ready_files
-             FROM unnest(%(ids)s::bigint[]) AS u (did_id)
-            CROSS JOIN LATERAL (
-                  SELECT r.storage_id, count(*) AS files, sum(r.size_bytes)::bigint AS bytes,
-                         count(*) FILTER (WHERE r.state <> 'copying') AS ready_files
-                    FROM (SELECT child_id AS file_id FROM attachment WHERE parent_id = u.did_id
-                          UNION ALL SELECT id FROM did WHERE id = u.did_id AND kind = 'file') f
-                    JOIN replica r ON r.did_id = f.file_id AND r.state IN ('available', 'unverified', 'copying')
-                   GROUP BY r.storage_id) n""",
+        f"""WITH u AS (SELECT did_id FROM unnest(%(ids)s::bigint[]) AS u (did_id))
+            SELECT f.did_id, r.storage_id, count(*) AS files, sum(r.size_bytes)::bigint AS bytes,
+                   count(*) FILTER (WHERE r.state <> 'copying') AS ready_files
+              FROM ({files_of("u")}) f
+              JOIN replica r ON r.did_id = f.file_id AND r.state IN ('available', 'unverified', 'copying')
+             GROUP BY 1, 2""",
         ids=list(unit_ids),
     )
 
@@ -197,10 +195,14 @@ def hint(tx: Tx, pairs: Sequence[tuple[int, int]], *, ok: int = 0, stuck: int = 
 def wake_complete(tx: Tx, rule_ids: Sequence[int]) -> None:
     """Have those of the rules judged whose locks are filled and, by the hints, all there; one statement."""
     tx.run(
-        """WITH full_ AS (SELECT l.rule_id FROM lock l WHERE l.rule_id = ANY (%(ids)s::bigint[]) AND NOT l.is_released
-                           GROUP BY l.rule_id HAVING bool_and(l.fill_after IS NULL) AND sum(l.files_ok) >= sum(l.files)),
-                held AS (SELECT r.id FROM rule r JOIN full_ ON full_.rule_id = r.id
-                          WHERE r.state IN ('declared', 'replicating', 'stuck', 'impossible') ORDER BY r.id FOR UPDATE OF r)
+        """WITH held AS (SELECT r.id FROM rule r
+                          WHERE r.id = ANY (%(ids)s::bigint[])
+                            AND r.state IN ('declared', 'replicating', 'stuck', 'impossible')
+                            AND NOT EXISTS (SELECT FROM lock l WHERE l.rule_id = r.id AND NOT l.is_released
+                                               AND l.fill_after IS NOT NULL)
+                            AND NOT EXISTS (SELECT FROM lock l WHERE l.rule_id = r.id AND NOT l.is_released
+                                               AND l.files_ok < l.files)
+                          ORDER BY r.id FOR UPDATE OF r)
            UPDATE rule r SET next_judge_at = %(now)s FROM held WHERE r.id = held.id""",
         ids=list(rule_ids),
     )
@@ -212,19 +214,18 @@ def count_copies(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) -> Sequ
     files wanted, ok (in `states`), harmed (bad or lost), parked requests, unverified, and whether all locks are filled.
     """
     return tx.rows(
-        """SELECT l.rule_id, l.storage_id, count(*) AS files,
-                  count(*) FILTER (WHERE r.state = ANY (%(states)s::replica_state[])) AS ok,
-                  count(*) FILTER (WHERE r.state IN ('bad', 'lost')) AS harmed,
-                  count(*) FILTER (WHERE q.state = 'parked') AS parked,
-                  count(*) FILTER (WHERE r.state = 'unverified') AS unverified,
-                  bool_and(l.fill_after IS NULL) AS is_filled
-             FROM lock l
-            CROSS JOIN LATERAL (SELECT child_id AS file_id FROM attachment WHERE parent_id = l.did_id
-                                UNION ALL SELECT id FROM did WHERE id = l.did_id AND kind = 'file') f
-             LEFT JOIN replica r ON r.did_id = f.file_id AND r.storage_id = l.storage_id
-             LEFT JOIN request q ON q.did_id = f.file_id AND q.storage_id = l.storage_id AND r.state = 'copying'
-            WHERE l.rule_id = ANY (%(ids)s::bigint[]) AND NOT l.is_released
-            GROUP BY 1, 2 ORDER BY 1, 2""",
+        f"""WITH l AS NOT MATERIALIZED (SELECT rule_id, did_id, storage_id, fill_after FROM lock
+                        WHERE rule_id = ANY (%(ids)s::bigint[]) AND NOT is_released)
+            SELECT f.rule_id, f.storage_id, count(*) AS files,
+                   count(*) FILTER (WHERE r.state = ANY (%(states)s::replica_state[])) AS ok,
+                   count(*) FILTER (WHERE r.state IN ('bad', 'lost')) AS harmed,
+                   count(*) FILTER (WHERE q.state = 'parked') AS parked,
+                   count(*) FILTER (WHERE r.state = 'unverified') AS unverified,
+                   bool_and(f.fill_after IS NULL) AS is_filled
+              FROM ({files_of("l")}) f
+              LEFT JOIN replica r ON r.did_id = f.file_id AND r.storage_id = f.storage_id
+              LEFT JOIN request q ON q.did_id = f.file_id AND q.storage_id = f.storage_id AND r.state = 'copying'
+             GROUP BY 1, 2 ORDER BY 1, 2""",
         ids=list(rule_ids),
         states=list(states),
     )
@@ -233,14 +234,13 @@ def count_copies(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) -> Sequ
 def parked_reasons(tx: Tx, rule_ids: Sequence[int]) -> dict[int, str]:
     """One stored reason of a parked request under each of these rules; one statement."""
     rows = tx.rows(
-        """SELECT DISTINCT ON (l.rule_id) l.rule_id, s.name AS storage, q.error
-             FROM lock l
-            CROSS JOIN LATERAL (SELECT child_id AS file_id FROM attachment WHERE parent_id = l.did_id
-                                UNION ALL SELECT id FROM did WHERE id = l.did_id AND kind = 'file') f
-             JOIN request q ON q.did_id = f.file_id AND q.storage_id = l.storage_id AND q.state = 'parked'
-             JOIN storage s ON s.id = q.storage_id
-            WHERE l.rule_id = ANY (%(ids)s::bigint[]) AND NOT l.is_released
-            ORDER BY l.rule_id, q.id""",
+        f"""WITH l AS (SELECT rule_id, did_id, storage_id FROM lock
+                        WHERE rule_id = ANY (%(ids)s::bigint[]) AND NOT is_released)
+            SELECT DISTINCT ON (f.rule_id) f.rule_id, s.name AS storage, q.error
+              FROM ({files_of("l")}) f
+              JOIN request q ON q.did_id = f.file_id AND q.storage_id = f.storage_id AND q.state = 'parked'
+              JOIN storage s ON s.id = q.storage_id
+             ORDER BY f.rule_id, q.id""",
         ids=list(rule_ids),
     )
     return {row.rule_id: f"{row.storage}: {row.error}" for row in rows}
@@ -274,11 +274,16 @@ def file_classes(tx: Tx, rule_id: int, file_ids: Sequence[int], storage_ids: Seq
 
 _SIGNATURE = """
     WITH signed AS (
-        SELECT d.id AS did_id, d.size_bytes,
-               ARRAY(SELECT r.storage_id FROM replica r WHERE r.did_id = d.id AND r.storage_id = ANY (%(storages)s::int[])
-                        AND r.state IN ('available', 'unverified', 'copying') ORDER BY 1) AS holders,
-               ARRAY(SELECT l.storage_id FROM lock l WHERE l.did_id = d.id AND l.rule_id = %(rule)s AND NOT l.is_released ORDER BY 1) AS held
-          FROM did d WHERE d.id = ANY (%(files)s::bigint[]))"""
+        SELECT d.id AS did_id, d.size_bytes, coalesce(r.holders, '{}') AS holders, coalesce(l.held, '{}') AS held
+          FROM did d
+          LEFT JOIN (SELECT did_id, array_agg(storage_id ORDER BY storage_id)
+                                    FILTER (WHERE storage_id = ANY (%(storages)s::int[])) AS holders
+                       FROM replica WHERE did_id = ANY (%(files)s::bigint[]) AND state IN ('available', 'unverified', 'copying')
+                      GROUP BY did_id) r ON r.did_id = d.id
+          LEFT JOIN (SELECT did_id, array_agg(storage_id ORDER BY storage_id) AS held
+                       FROM lock WHERE did_id = ANY (%(files)s::bigint[]) AND rule_id = %(rule)s AND NOT is_released
+                      GROUP BY did_id) l ON l.did_id = d.id
+         WHERE d.id = ANY (%(files)s::bigint[]))"""
 
 
 def add_file_locks(

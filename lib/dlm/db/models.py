@@ -313,7 +313,8 @@ lock = Table(
     _at("created_at", nullable=False),
     CheckConstraint("promised_bytes >= 0", name="promised"),
     Index("ix_lock_rule_id", "rule_id", "did_id", "storage_id"),
-    Index("ix_lock_to_fill", "rule_id", postgresql_where=sa.text("fill_after IS NOT NULL")),
+    Index("ix_lock_to_fill", "rule_id", "did_id", "storage_id", postgresql_where=sa.text("fill_after IS NOT NULL")),
+    Index("ix_lock_large", "rule_id", "fill_after", postgresql_where=sa.text("fill_after IS NOT NULL AND files > 1000")),
 )
 
 # One wish to create one replica; serves every lock on it. Deleted when done (the attempt rows stay).

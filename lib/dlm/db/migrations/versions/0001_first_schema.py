@@ -174,9 +174,11 @@ CREATE TABLE lock (
     CONSTRAINT ck_lock_promised CHECK (promised_bytes >= 0)
 );
 
+CREATE INDEX ix_lock_large ON lock (rule_id, fill_after) WHERE fill_after IS NOT NULL AND files > 1000;
+
 CREATE INDEX ix_lock_rule_id ON lock (rule_id, did_id, storage_id);
 
-CREATE INDEX ix_lock_to_fill ON lock (rule_id) WHERE fill_after IS NOT NULL;
+CREATE INDEX ix_lock_to_fill ON lock (rule_id, did_id, storage_id) WHERE fill_after IS NOT NULL;
 
 CREATE TABLE proof (
     did_id BIGINT NOT NULL,
