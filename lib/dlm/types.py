@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 
 
@@ -167,6 +168,26 @@ class Page:
 
     limit: int = 100
     after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing asked of a DID: of its metadata, or (`is_built_in`) of what dlm itself knows about it.
+
+    Without an operator the key must be there. A tuple holds the texts between wildcards, for = and != only.
+    """
+
+    key: str
+    op: str = ""
+    value: str | Decimal | datetime | tuple[str, ...] = ""
+    is_built_in: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """DIDs asked for: all conditions of one alternative must hold."""
+
+    alternatives: tuple[tuple[Condition, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 
 from catalogue import Beside, changes, collect, fill, last_event, refs, register, wait_until_blocked
 from dlm.clock import ManualClock
-from dlm.core import dids
+from dlm.core import dids, query
 from dlm.db import dids as rows
 from dlm.db.engine import Database, Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
@@ -336,10 +336,8 @@ def test_dids_are_listed_by_pattern_kind_and_metadata_in_pages(database: Databas
         assert listed(pattern="run_*") == ["run_1", "run_2"]
         assert listed(pattern="*%") == ["100%"]
         assert listed(pattern="box") == listed(kind=CONTAINER) == ["box"]
-        assert listed(equal={"run": 1}, pattern="*X*") == ["runX3"]
-        assert listed(equal={"tags": {"good": True}}) == ["runX3", "run_1", "run_2"]
-        assert listed(having=["run"]) == ["100%", "runX3", "run_1", "run_2"]
-        assert listed(having=["run", "tags"], equal={"run": 2}) == []
+        assert listed(query=query.parse("run=1"), pattern="*X*") == ["runX3"]
+        assert listed(query=query.parse("run, tags; run>1")) == ["100%", "runX3", "run_1", "run_2"]
         first, cursor = dids.list_dids(tx, dids.Filter("demo"), Page(limit=3))
         rest, end = dids.list_dids(tx, dids.Filter("demo"), Page(limit=3, after=cursor))
         assert [row.name for row in [*first, *rest]] == listed() and end is None

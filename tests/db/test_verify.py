@@ -110,6 +110,14 @@ def test_a_sound_world_has_no_finding(shelves: Shelves) -> None:
             "I8 a rule is ok only when every file has the copies it asks for: rule 1: ok, and file",
         ),
         (
+            "UPDATE did SET metadata = '{\"run\": 1}' WHERE id = 1",
+            "I3 what filters find is what the metadata says: did 1: its metadata and what filters find differ in run",
+        ),
+        (
+            "INSERT INTO metadatum (did_id, key, scope_id) VALUES (1, 'run', 1)",
+            "I3 what filters find is what the metadata says: did 1: its metadata and what filters find differ in run",
+        ),
+        (
             "UPDATE did SET name = U&'e\\0301' WHERE id = 1",
             "I10 names have their one written form: did 1: its name is not in NFC",
         ),

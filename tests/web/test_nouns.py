@@ -180,11 +180,13 @@ def test_dids_are_found_by_name_kind_and_metadata(user: Caller) -> None:
     for query, names in [
         ("name=low*", ["low.1", "low.2"]),
         ("kind=container", ["all"]),
-        ("meta=band=low&meta=beams=2", ["low.1"]),
-        ("meta=beams", ["low.1"]),
-        ("meta=band=' OR true --", []),
+        ("filter=band=low,beams>=2", ["low.1"]),
+        ("filter=beams;kind=container", ["all", "low.1"]),
+        ("filter=band=\"' OR true --\"", []),
     ]:
         assert [did["name"] for did in user.get(f"/dids?scope=ska&{query}")["items"]] == names, query
+    wrong = user.get("/dids?scope=ska&filter=band==low", 400)
+    assert (wrong["field"], wrong["detail"]) == ("filter", "column 6: expected a value, found '='")
 
 
 def test_many_dids_are_made_all_or_none(user: Caller) -> None:

@@ -84,13 +84,13 @@ def value_of(text: str) -> Any:
 @did.command("list")
 @click.argument("pattern", metavar="SCOPE[:PATTERN]")
 @click.option("--kind", help="file, dataset or container.")
-@click.option("--meta", multiple=True, metavar="KEY[=VALUE]", help="Only those of which this is said; may be repeated.")
+@click.option("--where", metavar="FILTER", help="Only those of which this is said, e.g. 'run>5, type=raw*; note'.")
 @LIMIT
 @pass_session
-def list_dids(session: Session, pattern: str, kind: str | None, meta: Sequence[str], limit: int | None) -> None:
+def list_dids(session: Session, pattern: str, kind: str | None, where: str | None, limit: int | None) -> None:
     """The DIDs of a scope; in a pattern '*' stands for any text."""
     scope, _, name = pattern.partition(":")
-    items = session.client.items("/dids", limit, scope=scope, name=name or None, kind=kind, meta=list(meta))
+    items = session.client.items("/dids", limit, scope=scope, name=name or None, kind=kind, filter=where)
     session.out.table(items, COLUMNS, "nothing of this name")
 
 

@@ -17,10 +17,10 @@ from dlm import did as codec
 from dlm.core import metadata as free
 from dlm.core.accounts import get_scope, get_scopes
 from dlm.core.names import FIRST_PAGE, check_batch, cursor_id
-from dlm.db import changes, dids, events
+from dlm.db import changes, dids, events, query
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
-from dlm.types import ChangeKind, Checksums, DidKind, Page
+from dlm.types import ChangeKind, Checksums, DidKind, Page, Query
 
 Ref = tuple[str, str]  # (scope, name)
 
@@ -47,13 +47,12 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which DIDs of a scope to list; `pattern` takes '*', `equal` and `having` ask the metadata."""
+    """Which DIDs of a scope to list; `pattern` takes '*', a query asks what is said about them (see core/query)."""
 
     scope: str
     pattern: str | None = None
     kind: DidKind | None = None
-    equal: Mapping[str, Any] | None = None
-    having: Sequence[str] = ()
+    query: Query | None = None
 
 
 # --------------------------------------------------------------------------------------------------- finding
@@ -93,8 +92,8 @@ def resolve(tx: Tx, refs: Sequence[Ref], field: str = "dids", *, live: bool = Tr
 def list_dids(tx: Tx, which: Filter, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
     """(DIDs of the scope that have not ended, by name; cursor of the next page)."""
     scope = get_scope(tx, which.scope)
-    like = None if which.pattern is None else _like(which.pattern)
-    wanted = dids.Wanted(like, which.kind, which.equal, which.having)
+    like = None if which.pattern is None else query.like(tuple(which.pattern.split("*")))
+    wanted = dids.Wanted(like, which.kind, which.query)
     rows = dids.list_in_scope(tx, scope.id, wanted, page.after or "", page.limit)
     return rows, rows[-1].name if len(rows) == page.limit else None
 
@@ -109,12 +108,6 @@ def parents(tx: Tx, scope: str, name: str, page: Page = FIRST_PAGE) -> tuple[Seq
     """(the collections that hold the DID directly, cursor of the next page)."""
     rows = dids.parents(tx, get(tx, scope, name).id, cursor_id(page.after) or 0, page.limit)
     return rows, str(rows[-1].id) if len(rows) == page.limit else None
-
-
-def _like(pattern: str) -> str:
-    """The LIKE pattern of a pattern with '*'; everything else stands for itself."""
-    escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return escaped.replace("*", "%")
 
 
 def _shown(ref: Ref) -> str:

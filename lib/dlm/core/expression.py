@@ -27,6 +27,7 @@ from functools import lru_cache
 from itertools import compress
 from typing import NoReturn
 
+from dlm.core.caret import invalid, visible
 from dlm.errors import InvalidInput
 from dlm.types import Phase, Storage
 
@@ -144,11 +145,12 @@ _EXAMPLE = r"an example: tier=1&(country=AU|country=ZA)\perth-disk"
 def parse(text: str, field: str = "storages") -> Expression:
     """The expression that the text says. InvalidInput with the column, what was expected, and a line with a caret."""
     if len(text) > MAX_CHARACTERS:
-        raise _invalid(text, field, MAX_CHARACTERS, f"at most {MAX_CHARACTERS:,} characters, found {len(text):,}")
+        expected = f"at most {MAX_CHARACTERS:,} characters, found {len(text):,}"
+        raise invalid(text, field, MAX_CHARACTERS, expected, _EXAMPLE)
     postfix = _Reader(text, field).postfix()
     canonical = _canonical(postfix)
     if len(canonical) > MAX_CHARACTERS:  # an alias can be shorter than the key it stands for
-        raise _invalid(text, field, 0, f"at most {MAX_CHARACTERS:,} characters in the canonical form")
+        raise invalid(text, field, 0, f"at most {MAX_CHARACTERS:,} characters in the canonical form", _EXAMPLE)
     return Expression(canonical, postfix)
 
 
@@ -161,7 +163,7 @@ def check_key(key: str, field: str = "attributes") -> None:
     """Refuse what cannot be the key of a storage's attribute, because no expression could ask for it."""
     if not _KEY.fullmatch(key) or len(key) > 64:
         hint = "1 to 64 letters, digits, '.', '_' or '-'"
-        raise InvalidInput(f"{_visible(key[:80])!r} cannot be the name of an attribute", field=field, hint=hint)
+        raise InvalidInput(f"{visible(key[:80])!r} cannot be the name of an attribute", field=field, hint=hint)
     if key in RESERVED_KEYS:
         detail = f"{key!r} is a built-in key of every storage, it cannot be an attribute"
         raise InvalidInput(detail, field=field, hint="choose another name")
@@ -285,23 +287,9 @@ class _Reader:
         """Raise InvalidInput for the index; says what stands there instead."""
         match = _TOKEN.match(self.text, at)
         found = match[0] if match else self.text[at : at + 1]
-        what = f"found '{_visible(found[:40])}'" if found else "found the end"
-        hint = hint or _HINTS.get(found.lower()) or _HINTS.get(self.text[at - 1 : at + 1])
-        raise _invalid(self.text, self.field, at, f"{expected}, {what}", hint)
-
-
-def _invalid(text: str, field: str, at: int, expected: str, hint: str | None = None) -> InvalidInput:
-    """The error for the index `at`, with the line around it and a caret below."""
-    start = max(0, at - 60)
-    line = _visible(text[start : at + 20])
-    caret = f"{line}\n{' ' * (at - start)}^"
-    detail = f"column {at + 1}: expected {expected}"
-    return InvalidInput(detail, field=field, hint=hint or _EXAMPLE, column=at + 1, expected=expected, caret=caret)
-
-
-def _visible(text: str) -> str:
-    """The text with one replacement character for each that does not print, so that columns stay where they are."""
-    return "".join(c if c.isprintable() else " " if c in "\t\r\n" else "\ufffd" for c in text)
+        what = f"found '{visible(found[:40])}'" if found else "found the end"
+        hint = hint or _HINTS.get(found.lower()) or _HINTS.get(self.text[at - 1 : at + 1]) or _EXAMPLE
+        raise invalid(self.text, self.field, at, f"{expected}, {what}", hint)
 
 
 def _fold(text: str) -> str:

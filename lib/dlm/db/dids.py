@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
-from dlm.db import arrays
+from dlm.db import arrays, query
 from dlm.db.engine import Tx, json
-from dlm.types import DidKind
+from dlm.types import DidKind, Query
 
 CONTAINER_LOCK = 0x646C6D01  # advisory: two attaches of collections could each pass a cycle check alone
 
@@ -89,33 +89,43 @@ def resolve(tx: Tx, scopes: Sequence[str], names: Sequence[str]) -> Sequence[Row
     )
 
 
+ANY = Query(((),))  # one alternative that asks for nothing
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which DIDs to list: `like` is a LIKE pattern with backslash escapes; `equal` and `having` ask the metadata."""
+    """Which DIDs to list: `like` is a LIKE pattern with backslash escapes, `query` asks what is said about them."""
 
     like: str | None = None
     kind: DidKind | None = None
-    equal: Mapping[str, Any] | None = None
-    having: Sequence[str] = ()
+    query: Query | None = None
 
 
 def list_in_scope(tx: Tx, scope_id: int, wanted: Wanted, after: str = "", limit: int = 100) -> Sequence[Row[Any]]:
-    """At most `limit` DIDs of the scope that have not ended, by name, after the name `after`; one statement."""
+    """At most `limit` DIDs of the scope that have not ended, by name, after the name `after`.
+
+    One statement; with a query two, the first for plans that know its values.
+    """
+    values: dict[str, Any] = {}
+
+    def bind(value: Any) -> str:
+        values[f"v{len(values)}"] = value
+        return f"%(v{len(values) - 1})s"
+
+    if wanted.query is not None:
+        tx.run("SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true)")
+    base = """d.scope_id = %(scope_id)s AND d.name > %(after)s AND d.deleted_at IS NULL
+              AND (%(like)s::text IS NULL OR d.name LIKE %(like)s)
+              AND (%(kind)s::did_kind IS NULL OR d.kind = %(kind)s::did_kind)"""
+    found = query.first_found(wanted.query or ANY, base, bind)
     return tx.rows(
-        f"""SELECT {_COLUMNS} FROM {_FROM}
-             WHERE d.scope_id = %(scope_id)s AND d.name > %(after)s AND d.deleted_at IS NULL
-               AND (%(like)s::text IS NULL OR d.name LIKE %(like)s)
-               AND (%(kind)s::did_kind IS NULL OR d.kind = %(kind)s::did_kind)
-               AND (%(equal)s::jsonb IS NULL OR d.metadata @> %(equal)s::jsonb)
-               AND (%(having)s::text[] = '{{}}' OR d.metadata ?& %(having)s::text[])
-             ORDER BY d.name LIMIT %(limit)s""",
+        f"SELECT {_COLUMNS} FROM ({found}) AS found JOIN ({_FROM}) ON d.id = found.id ORDER BY d.name",
         scope_id=scope_id,
         like=wanted.like,
         kind=None if wanted.kind is None else str(wanted.kind),
-        equal=json(dict(wanted.equal)) if wanted.equal else None,
-        having=list(wanted.having),
         after=after,
         limit=limit,
+        **values,
     )
 
 
@@ -196,7 +206,7 @@ def insert_collections(tx: Tx, new: Sequence[NewRow], account_id: int | None) ->
     Without an account they belong to the owner of their scope.
     """
     return tx.rows(
-        """WITH new AS (
+        f"""WITH new AS (
                SELECT * FROM unnest(%(scope_ids)s::int[], %(names)s::text[], %(kinds)s::did_kind[],
                                     %(monotonic)s::bool[], %(metadata)s::jsonb[], %(expiries)s::timestamptz[])
                     WITH ORDINALITY AS c (scope_id, name, kind, is_monotonic, metadata, expires_at, ordinal)),
@@ -205,7 +215,8 @@ def insert_collections(tx: Tx, new: Sequence[NewRow], account_id: int | None) ->
                SELECT scope_id, new.name, kind, is_monotonic, metadata, expires_at,
                       coalesce(%(account_id)s, s.account_id), %(now)s
                  FROM new JOIN scope s ON s.id = scope_id ORDER BY scope_id, new.name
-               ON CONFLICT (scope_id, name) DO NOTHING RETURNING id, scope_id, name)
+               ON CONFLICT (scope_id, name) DO NOTHING RETURNING id, scope_id, name, metadata),
+                said AS ({query.insert_entries("made")})
            SELECT new.ordinal::int, made.id FROM made JOIN new USING (scope_id, name) ORDER BY 1""",
         scope_ids=arrays.integers(row.scope_id for row in new),
         names=arrays.texts([row.name for row in new]),
@@ -282,9 +293,18 @@ def set_open(tx: Tx, did_id: int, is_open: bool) -> None:
 
 
 def set_metadata(tx: Tx, did_id: int, metadata: Mapping[str, Any] | None) -> None:
-    """Replace the DID's metadata; one statement."""
-    value = json(dict(metadata)) if metadata else None
-    tx.run("UPDATE did SET metadata = %(value)s WHERE id = %(did_id)s", did_id=did_id, value=value)
+    """Replace the DID's metadata, and what filters ask of it; its row is held; one statement."""
+    tx.run(
+        f"""WITH said AS (
+               UPDATE did SET metadata = %(value)s WHERE id = %(did_id)s RETURNING id, scope_id, metadata),
+            gone AS (
+               DELETE FROM metadatum m USING said
+                WHERE m.did_id = said.id AND NOT coalesce(said.metadata, '{{}}') ? m.key)
+            {query.insert_entries("said")}
+            ON CONFLICT (did_id, key) DO UPDATE SET number = excluded.number, text = excluded.text""",
+        did_id=did_id,
+        value=json(dict(metadata)) if metadata else None,
+    )
 
 
 def set_expiry(tx: Tx, did_id: int, expires_at: datetime | None) -> None:

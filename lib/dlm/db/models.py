@@ -201,7 +201,18 @@ did = Table(
     sa.UniqueConstraint("scope_id", "name"),
     CheckConstraint("size_bytes >= 0", name="size"),
     Index("ix_did_expires_at", "expires_at", postgresql_where=sa.text("expires_at IS NOT NULL AND deleted_at IS NULL")),
-    Index("ix_did_metadata", "metadata", postgresql_using="gin", postgresql_where=sa.text("metadata IS NOT NULL")),
+)
+
+metadatum = Table(  # what filters ask of metadata, one row per top-level key; db/query.py tells
+    "metadatum",
+    metadata,
+    Column("did_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("key", Text(collation="C"), primary_key=True),
+    Column("scope_id", Integer, nullable=False),
+    Column("number", sa.Numeric),
+    Column("text", Text(collation="C")),  # true and false are texts here
+    Index("ix_metadatum_text", "scope_id", "key", "text", "did_id"),
+    Index("ix_metadatum_number", "scope_id", "key", "number", "did_id", postgresql_where=sa.text("number IS NOT NULL")),
 )
 
 attachment = Table(

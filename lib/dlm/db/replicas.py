@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
-from dlm.db import arrays
+from dlm.db import arrays, query
 from dlm.db.engine import Tx, json
 from dlm.types import ReplicaState
 
@@ -85,8 +85,10 @@ def insert_new(
     Without an account the files belong to the owner of their scope.
     """
     columns, arrays_, values = "scope_id, name, size_bytes, adler32, md5, sha256", _ARRAYS[:-1], {}
+    said, returned = "", "id, scope_id, name, size_bytes"
     if metadata is not None:
         columns, arrays_ = f"{columns}, metadata", f"{arrays_}, %(metadata)s::jsonb[]"
+        said, returned = f", said AS ({query.insert_entries('new')})", f"{returned}, metadata"
         values["metadata"] = [json(None if value is None else dict(value)) for value in metadata]
     path, joined = "NULL", ""
     if paths is not None:
@@ -102,14 +104,14 @@ def insert_new(
                       f.adler32, f.md5, f.sha256, false, {"NULL" if metadata is None else "f.metadata"}, %(now)s
                  FROM {arrays_}) AS f ({columns}) JOIN scope c ON c.id = f.scope_id
                 ORDER BY f.scope_id, f.name COLLATE "C"
-               ON CONFLICT (scope_id, name) DO NOTHING RETURNING id, scope_id, name, size_bytes),
+               ON CONFLICT (scope_id, name) DO NOTHING RETURNING {returned}),
             stands AS (
                INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, verified_at, next_check_at, path)
                SELECT new.id, %(storage_id)s, %(state)s::replica_state, new.size_bytes, %(now)s, %(verified_at)s,
                       %(next_check_at)s, {path} FROM new {joined}),
             belongs AS (
                INSERT INTO attachment (parent_id, child_id, size_bytes)
-               SELECT %(dataset_id)s, id, size_bytes FROM new WHERE %(dataset_id)s::bigint IS NOT NULL)
+               SELECT %(dataset_id)s, id, size_bytes FROM new WHERE %(dataset_id)s::bigint IS NOT NULL){said}
             SELECT array_agg(id) AS ids, coalesce(sum(size_bytes), 0)::bigint AS size_bytes FROM new""",
         account_id=account_id,
         **files.values(),

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
+from dlm.db import query
 from dlm.db.engine import Tx
 
 # A change that the judge has not looked at yet explains what it concerns.
@@ -178,6 +179,15 @@ CHECKS: tuple[tuple[str, str], ...] = (
                      FROM below b LEFT JOIN held h ON h.rule_id = b.rule_id AND h.file_id = b.file_id
                     GROUP BY 1, 2, 3) t
             WHERE t.locks < t.copies AND NOT EXISTS (SELECT FROM change)""",
+    ),
+    (
+        "I3 what filters find is what the metadata says",
+        f"""SELECT 'did ' || coalesce(s.did_id, m.did_id), 'its metadata and what filters find differ in '
+                       || coalesce(s.key, m.key)
+              FROM ({query.entries("did")}) AS s (did_id, key, scope_id, number, text)
+              FULL JOIN metadatum m USING (did_id, key)
+             WHERE s.did_id IS NULL OR m.did_id IS NULL
+                OR (s.scope_id, s.number, s.text) IS DISTINCT FROM (m.scope_id, m.number, m.text)""",
     ),
     (
         "I10 names have their one written form",

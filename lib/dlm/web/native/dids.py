@@ -15,6 +15,7 @@ from marshmallow import Schema, fields, validate
 from dlm import did as codec
 from dlm.core import dids
 from dlm.core.names import MAX_BATCH
+from dlm.core.query import parse
 from dlm.db.engine import Tx
 from dlm.types import DidKind
 from dlm.web.access import permission
@@ -48,7 +49,12 @@ class DidQuery(PageQuery):
     scope = fields.String(required=True)
     name = fields.String(metadata={"description": "a pattern; '*' stands for any text"})
     kind = fields.String(validate=validate.OneOf([str(kind) for kind in DidKind]))
-    meta = fields.List(fields.String(), metadata={"description": "key=value or key; repeat it to ask for several"})
+    filter = fields.String(
+        metadata={
+            "description": "what is said about them: `,` and, `;` or, `= != < <= > >=`, `*` for any text, a key alone",
+            "example": "type=raw*, 100<run<=200; created_after=2026-01-01",
+        }
+    )
 
 
 class Did(Answer):
@@ -107,20 +113,6 @@ def _refs(texts: list[str]) -> list[tuple[str, str]]:
     return [codec.parse(text, f"children[{index}]") for index, text in enumerate(texts)]
 
 
-def metadata_filter(words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """(values by key, keys alone) that the words `key=value` and `key` ask for; true, false, whole numbers are such."""
-    pairs = [word.partition("=") for word in words]
-    return {key: _typed(text) for key, equals, text in pairs if equals}, [key for key, equals, _ in pairs if not equals]
-
-
-def _typed(text: str) -> Any:
-    if text in ("true", "false"):
-        return text == "true"
-    if text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 19:
-        return int(text)
-    return text
-
-
 def _add(tx: Tx, bodies: list[dict[str, Any]]) -> list[dids.NewCollection]:
     items = [_new(body, f"dids[{index}]") for index, body in enumerate(bodies)]
     own_scopes(tx, [item.scope for item in items])
@@ -157,9 +149,9 @@ def add_dids(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
 def list_dids(query: dict[str, Any]) -> Any:
     """The DIDs of a scope by name; those that have ended are left out"""
     page = page_of(query)
-    equal, having = metadata_filter(query.get("meta", []))
     kind = DidKind(query["kind"]) if "kind" in query else None
-    which = dids.Filter(query["scope"], query.get("name"), kind, equal, having)
+    asked = parse(query["filter"]) if "filter" in query else None
+    which = dids.Filter(query["scope"], query.get("name"), kind, asked)
     return listed("did.list", lambda tx, page: dids.list_dids(tx, which, page), page, _did)
 
 
