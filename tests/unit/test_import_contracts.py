@@ -11,7 +11,7 @@ import grimp
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
-PLANNERS = {f"dlm.core.{stem}" for stem in ("expression", "placement", "judge", "conveyor", "reaper")}
+PLANNERS = {f"dlm.core.{stem}" for stem in ("caret", "expression", "query", "placement", "judge", "conveyor", "reaper")}
 NOUNS = {"dlm", "dlm.core", "dlm.types", "dlm.errors"}
 
 
