@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm.core.placing import Limits
-from dlm.db import changes, filling, judging, letting_go, usage
+from dlm.db import changes, filling, judging, letting_go, rules, usage
 from dlm.db.engine import Tx
 
 SMALL_FILES = 1000  # a lock of at most so many files is filled beside others, a larger one in chunks of its own
@@ -20,11 +20,12 @@ SMALL_LOCKS = 20_000
 
 
 def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
-    """Fill small locks together; (replicas made, whether more wait); at most nine statements."""
+    """Fill small locks together; (replicas made, whether more wait); at most ten statements."""
     claimed = filling.claim_small(tx, SMALL_FILES, min(SMALL_LOCKS, limits.chunk_files))
     locks = _within(claimed, limits.chunk_files)
     if not locks:
         return 0, False
+    rules.hold(tx, {lock.rule_id for lock in locks})  # before replicas: so does whoever folds
     delta = usage.StorageDelta()
     filled = filling.fill(
         tx,
@@ -44,11 +45,13 @@ def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
 
 
 def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
-    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most ten statements."""
+    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most eleven statements."""
     locks = filling.claim_large(tx, SMALL_FILES)
     if not locks:
         return 0, False
     upto = filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, max(1, limits.chunk_files // _storages(locks)))
+    if upto is None:
+        rules.hold(tx, {lock.rule_id for lock in locks})
     delta = usage.StorageDelta()
     lanes = {lock.storage_id: lock for lock in sorted(locks, key=lambda lock: lock.priority)}
     filled = filling.fill(
@@ -75,7 +78,7 @@ def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
 def _finish(tx: Tx, locks: Sequence[Row[Any]], delta: usage.StorageDelta) -> None:
     """Locks are filled: bring them to their datasets' size, and have rules judged that may be complete; four statements."""
     charges = usage.Charges()
-    for row in judging.resize_locks(tx, sorted({lock.did_id for lock in locks})):
+    for row in judging.resize_locks(tx, locks):
         charges.add(row.account_id, row.storage_id, row.bytes, row.files)
     judging.wake_complete(tx, sorted({lock.rule_id for lock in locks}))
     usage.change_accounts(tx, charges)
@@ -125,7 +128,7 @@ def let_go_large(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, boo
     delta = usage.StorageDelta()
     count = letting_go.let_go(
         tx,
-        letting_go.CHUNK,
+        letting_go.LAST_CHUNK if upto is None else letting_go.CHUNK,
         delta,
         undo_window_s=undo_window_s,
         did_id=locks[0].did_id,

@@ -1,196 +1,253 @@
-"""Folding the change queue: each fact touches rows in proportion to itself, never to the dataset it happened in."""
+"""Folding the change queue: each fact touches rows in proportion to itself, never to the dataset it happened in.
+
+One judge folds at a time. Rows are locked in the order of all of the judge's transactions, so that none of them waits
+for another that waits for it: locks, rules, replicas, requests, usage.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Row
 
 from dlm.core import expression, judge, placing
+from dlm.core.ledger import Ledger, Replan
 from dlm.core.placing import World
-from dlm.db import changes, dids, events, filling, judging, letting_go, requests, rules, storages, usage
+from dlm.db import changes, dids, events, filling, judging, letting_go, requests, rules, storages
 from dlm.db.engine import Tx
 from dlm.types import ChangeKind, DidKind
+
+Pairs = list[tuple[int, int]]  # (file, storage)
+
+
+class Facts:
+    """The changes of one fold, sorted by what follows from them."""
+
+    def __init__(self, tx: Tx, claimed: Sequence[Row[Any]]) -> None:
+        by_kind: dict[str, list[Row[Any]]] = defaultdict(list)
+        for change in claimed:
+            by_kind[change.kind].append(change)
+        attached, detached = by_kind[ChangeKind.ATTACHED], by_kind[ChangeKind.DETACHED]
+        parents = judging.sizes(tx, sorted({change.did_id for change in (*attached, *detached)}))
+        self.datasets = [id_ for id_, row in parents.items() if row.kind == DidKind.DATASET]
+        self.containers = [id_ for id_, row in parents.items() if row.kind == DidKind.CONTAINER]
+        self.came = sorted({id_ for change in attached if change.did_id in self.datasets for id_ in change.file_ids})
+        self.left = [change for change in detached if change.did_id in self.datasets]
+        self.lessened = [change for change in detached if change.did_id in self.containers]
+        self.ended = sorted({change.did_id for change in by_kind[ChangeKind.DID_ENDED]})
+        self.arrived = _pairs(by_kind[ChangeKind.ARRIVED])
+        self.parked = _pairs(by_kind[ChangeKind.PARKED])
+        self.harmed = _pairs(by_kind[ChangeKind.HARMED])
+        self.gone = _pairs(by_kind[ChangeKind.GONE])
+        self.has_storages = bool(by_kind[ChangeKind.STORAGES])
+
+
+def _pairs(found: Sequence[Row[Any]]) -> Pairs:
+    return [(file_id, change.storage_id) for change in found for file_id in change.file_ids]
+
+
+def _files(*pairs: Pairs) -> set[int]:
+    return {file_id for some in pairs for file_id, _ in some}
 
 
 def fold(tx: Tx, limit: int, undo_window_s: float) -> tuple[int, bool]:
     """Take changes from the queue and carry out what follows from them; (changes, whether more wait)."""
     claimed = changes.claim(tx, limit)
-    by_kind: dict[str, list[Row[Any]]] = defaultdict(list)
-    for change in claimed:
-        by_kind[change.kind].append(change)
-    delta, charges = usage.StorageDelta(), usage.Charges()
-    if by_kind[ChangeKind.STORAGES]:
-        _evaluate_expressions(tx)
-    _end_dids(tx, by_kind[ChangeKind.DID_ENDED])
-    _fold_membership(tx, by_kind[ChangeKind.ATTACHED], by_kind[ChangeKind.DETACHED], delta, charges, undo_window_s)
-    _fold_arrivals(tx, by_kind[ChangeKind.ARRIVED], delta)
-    _fold_troubles(tx, by_kind[ChangeKind.PARKED], by_kind[ChangeKind.HARMED], by_kind[ChangeKind.GONE], delta)
-    usage.change_accounts(tx, charges)
-    usage.change_storages(tx, delta)
+    if not claimed:
+        return 0, False
+    facts, ledger = Facts(tx, claimed), Ledger()
+    resized = _resize(tx, facts, ledger)
+    complete, troubled = _hint(tx, facts)
+    others = _other_rules(tx, facts)
+    rules.hold(tx, {*resized, *complete, *troubled, *others.above, *others.ended, *others.matching, *others.none})
+    _wake(tx, facts, others, complete, troubled, ledger)
+    _let_files_go(tx, facts, ledger, undo_window_s)
+    is_coming = _fill(tx, facts, ledger)
+    if is_coming:
+        _set_replicating(tx, resized)
+    elif resized:
+        rules.wake(tx, sorted(resized))
+    if facts.has_storages and requests.wake_waiting(tx):
+        changes.wake(tx, "conveyor")
+    _place_single_files(tx, others.none, facts.came, ledger)
     return len(claimed), len(claimed) == limit
 
 
-# --- collections -----------------------------------------------------------------------------------------------
+# --- locks -----------------------------------------------------------------------------------------------------
 
 
-def _fold_membership(
-    tx: Tx,
-    attached: Sequence[Row[Any]],
-    detached: Sequence[Row[Any]],
-    delta: usage.StorageDelta,
-    charges: usage.Charges,
-    undo_window_s: float,
-) -> None:
-    if not attached and not detached:
-        return
-    parents = judging.sizes(tx, sorted({change.did_id for change in (*attached, *detached)}))
-    datasets = sorted(id_ for id_, row in parents.items() if row.kind == DidKind.DATASET)
-    containers = sorted(id_ for id_, row in parents.items() if row.kind == DidKind.CONTAINER)
-    if containers:
-        _wake_above(tx, containers, has_left={change.did_id for change in detached})
-    if not datasets:
-        return
-    touched = set()
-    for row in judging.resize_locks(tx, datasets):
-        charges.add(row.account_id, row.storage_id, row.bytes, row.files)
-        touched.add(row.rule_id)
-    came = sorted({id_ for change in attached if change.did_id in datasets for id_ in change.file_ids})
-    left = [change for change in detached if change.did_id in datasets]
-    is_coming = False
-    if came:
-        _place_single_files(tx, came)
-        is_coming = filling.fill(tx, filling.FILES, delta, files=came).files > 0
-        if is_coming:
-            changes.wake(tx, "conveyor")
-    if left:
-        _let_files_go(tx, left, delta, undo_window_s)
-    if is_coming:
-        _set_replicating(tx, touched)
-    elif touched:
-        rules.wake(tx, sorted(touched))
-
-
-def _set_replicating(tx: Tx, rule_ids: set[int]) -> None:
-    """A rule that was ok waits again; no count is needed to know that."""
-    rows = rules.ok_to_replicating(tx, sorted(rule_ids), judge.WATCH_MIN_S)
-    events.record_many(tx, "rule", "replicating", [(id_, {"state": "ok"}, {"state": "replicating"}) for id_ in rows], cause="attached")
-
-
-def _wake_above(tx: Tx, container_ids: Sequence[int], has_left: set[int]) -> None:
-    """Have the rules on these containers, and on those above, judged; locks of what is no longer below are released."""
-    above = sorted({row.ancestor_id for row in dids.ancestors(tx, container_ids)})
-    ids = [row.id for row in rules.on_dids(tx, above)]
-    if not ids:
-        return
-    rules.place_again(tx, ids)
-    if has_left & set(container_ids):
-        placing.release(tx, keys=judging.strayed_locks(tx, rule_ids=ids))
-
-
-def _place_single_files(tx: Tx, file_ids: Sequence[int]) -> None:
-    """Lock files that joined something under a rule of grouping none; statements per such rule."""
-    found = judging.claim_rules_on_files(tx, file_ids)
-    if not found:
-        return
-    world = World.load(tx, sorted({row.account_id for row in found}))
+def _resize(tx: Tx, facts: Facts, ledger: Ledger) -> set[int]:
+    """Bring the locks on datasets that changed to their size; the rules of those that were not."""
+    if not facts.datasets:
+        return set()
+    found = judging.resize_locks_on(tx, facts.datasets)
     for row in found:
-        if _has_placed(tx, row, judging.files_below(tx, row.did_id, file_ids), world):
-            rules.wake(tx, [row.id])
-        else:
-            rules.place_again(tx, [row.id])
+        ledger.charges.add(row.account_id, row.storage_id, row.bytes, row.files)
+    return {row.rule_id for row in found}
 
 
-def _has_placed(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> bool:
-    """True when all the files have their locks now. Else the rule is to be placed again, with patience for a lack of room:
-    here, a rule that finds none would keep every change behind it in the queue."""
-    savepoint = tx.connection.begin_nested()
-    try:
-        message, _ = placing.place_files(tx, row, file_ids, world)
-    except placing.Replan:
-        savepoint.rollback()
-        return False
-    savepoint.commit()
-    return message is None
+def _hint(tx: Tx, facts: Facts) -> tuple[list[int], set[int]]:
+    """Move the display counters of locks; the rules that may be complete now, and those in trouble."""
+    complete = judging.hint(tx, facts.arrived, ok=1) if facts.arrived else []
+    troubled: set[int] = set()
+    if facts.parked:
+        troubled.update(judging.hint(tx, facts.parked, stuck=1))
+    if facts.harmed:
+        troubled.update(judging.hint(tx, facts.harmed, ok=-1))
+    return list(complete), troubled
 
 
-def _let_files_go(tx: Tx, left: Sequence[Row[Any]], delta: usage.StorageDelta, undo_window_s: float) -> None:
-    files_of: dict[int, set[int]] = defaultdict(set)
-    for change in left:
-        files_of[change.did_id].update(change.file_ids)
-    strayed = judging.strayed_locks(tx, file_ids=sorted(set().union(*files_of.values())))
-    if strayed:
-        placing.release(tx, keys=strayed)
-    pairs = sorted({(file, lock.storage_id) for lock in judging.locks_on(tx, sorted(files_of)) for file in files_of[lock.did_id]})
-    letting_go.let_go(
-        tx,
-        letting_go.PAIRS,
-        delta,
-        undo_window_s=undo_window_s,
-        dids=[pair[0] for pair in pairs],
-        storages=[pair[1] for pair in pairs],
-    )
+# --- rules -----------------------------------------------------------------------------------------------------
 
 
-def _end_dids(tx: Tx, ended: Sequence[Row[Any]]) -> None:
-    if not ended:
-        return
-    ids = [row.id for row in rules.on_dids(tx, sorted({change.did_id for change in ended}))]
-    rules.let_go(tx, ids, "its DID ended")
+@dataclass(slots=True)
+class OtherRules:
+    """Rules that changes concern other than through their locks, by id."""
+
+    above: Sequence[int] = ()  # on containers that gained or lost something, or above them
+    ended: Sequence[int] = ()  # on DIDs that ended
+    matching: Sequence[int] = ()  # whose expression matches other storages now, or which miss a placement
+    none: Sequence[int] = ()  # of grouping none, on collections that gained files
 
 
-# --- replicas --------------------------------------------------------------------------------------------------
+def _other_rules(tx: Tx, facts: Facts) -> OtherRules:
+    found = OtherRules()
+    if facts.containers:
+        above = sorted({row.ancestor_id for row in dids.ancestors(tx, facts.containers)})
+        found.above = [row.id for row in rules.on_dids(tx, above)]
+    if facts.ended:
+        found.ended = [row.id for row in rules.on_dids(tx, facts.ended)]
+    if facts.has_storages:
+        found.matching = _evaluate_expressions(tx)
+    if facts.came:
+        found.none = judging.none_rules_above(tx, facts.came)
+    return found
 
 
-def _pairs(found: Sequence[Row[Any]]) -> list[tuple[int, int]]:
-    return [(file_id, change.storage_id) for change in found for file_id in change.file_ids]
-
-
-def _fold_arrivals(tx: Tx, arrived: Sequence[Row[Any]], delta: usage.StorageDelta) -> None:
-    if not arrived:
-        return
-    pairs = _pairs(arrived)
-    rule_ids = judging.hint(tx, pairs, ok=1)
-    judging.wake_complete(tx, rule_ids)
-    # A good copy may be what a bad or lost one elsewhere has waited for.
-    hurt = judging.with_harm(tx, sorted({pair[0] for pair in pairs}))
-    if hurt:
-        filling.fill(tx, filling.FILES, delta, files=hurt)
-        changes.wake(tx, "conveyor")
-
-
-def _fold_troubles(
-    tx: Tx, parked: Sequence[Row[Any]], harmed: Sequence[Row[Any]], gone: Sequence[Row[Any]], delta: usage.StorageDelta
-) -> None:
-    touched: set[int] = set()
-    if parked:
-        touched.update(judging.hint(tx, _pairs(parked), stuck=1))
-    if harmed:
-        touched.update(judging.hint(tx, _pairs(harmed), ok=-1))
-    again = sorted({file_id for change in (*harmed, *gone) for file_id in change.file_ids})
-    if again:
-        filled = filling.fill(tx, filling.FILES, delta, files=again)
-        if filled.files:
-            changes.wake(tx, "conveyor")
-    if touched:
-        rules.wake(tx, sorted(touched))
-
-
-# --- storages --------------------------------------------------------------------------------------------------
-
-
-def _evaluate_expressions(tx: Tx) -> None:
-    """Evaluate each distinct expression once; wake the rules whose set changed and those that missed a placement, and
-    the requests that waited for a storage."""
+def _evaluate_expressions(tx: Tx) -> list[int]:
+    """Evaluate each distinct expression once; the rules whose set changed, and those that missed a placement."""
     snapshot = expression.Snapshot(storages.snapshot(tx))
     changed = {}
     for row in rules.expressions(tx):
         matches = sorted(expression.evaluate(expression.parse(row.canonical), snapshot))
         if matches != list(row.storage_ids):
             changed[row.id] = matches
-    woken = rules.set_matches(tx, changed) if changed else []
-    rules.wake(tx, sorted({*woken, *rules.impossible(tx)}))
-    if requests.wake_waiting(tx):
+    concerned = rules.set_matches(tx, changed) if changed else []
+    return sorted({*concerned, *rules.impossible(tx)})
+
+
+def _wake(
+    tx: Tx, facts: Facts, others: OtherRules, complete: Sequence[int], troubled: Iterable[int], ledger: Ledger
+) -> None:
+    """Have rules judged, begin the end of others, and release what is no longer below a container. All are held."""
+    if others.above:
+        rules.place_again(tx, others.above)
+    if others.above and facts.lessened:
+        _release_strayed(tx, judging.strayed_locks(tx, rule_ids=others.above), facts.lessened, ledger)
+    if others.ended:
+        rules.let_go(tx, others.ended, "its DID ended")
+    if complete:
+        judging.wake_complete(tx, complete)
+    if again := sorted({*troubled, *others.matching}):
+        rules.wake(tx, again)
+
+
+def _release_strayed(
+    tx: Tx, strayed: Sequence[tuple[int, int, int]], because: Sequence[Row[Any]], ledger: Ledger
+) -> None:
+    """Release the locks; when some of them are in use, the changes stand again, and a later fold comes back for them."""
+    if strayed and placing.release(tx, ledger, keys=strayed) < len(strayed):
+        for change in because:
+            changes.add(tx, ChangeKind.DETACHED, did_id=change.did_id, file_ids=change.file_ids)
+
+
+def _set_replicating(tx: Tx, rule_ids: set[int]) -> None:
+    """A rule that was ok waits again; no count is needed to know that."""
+    if not rule_ids:
+        return
+    rows = rules.ok_to_replicating(tx, sorted(rule_ids), judge.WATCH_MIN_S)
+    events.record_many(tx, "rule", "replicating", [(id_, {"state": "ok"}, {"state": "replicating"}) for id_ in rows], cause="attached")
+
+
+# --- replicas --------------------------------------------------------------------------------------------------
+
+
+def _let_files_go(tx: Tx, facts: Facts, ledger: Ledger, undo_window_s: float) -> None:
+    """Let go of what left datasets, and of what came back from deletion to nobody."""
+    if facts.left:
+        files_of: dict[int, set[int]] = defaultdict(set)
+        for change in facts.left:
+            files_of[change.did_id].update(change.file_ids)
+        strayed = judging.strayed_locks(tx, file_ids=sorted(set().union(*files_of.values())))
+        _release_strayed(tx, strayed, facts.left, ledger)
+        # Locks that are being let go just now hold files of the dataset, too, that may have left before their turn.
+        locks = judging.locks_on(tx, sorted(files_of))
+        pairs = sorted({(file, lock.storage_id) for lock in locks for file in files_of[lock.did_id]})
+        letting_go.let_go(
+            tx,
+            letting_go.PAIRS,
+            ledger.storages,
+            undo_window_s=undo_window_s,
+            dids=[pair[0] for pair in pairs],
+            storages=[pair[1] for pair in pairs],
+        )
+    if facts.gone:
+        letting_go.bury(tx, facts.gone, undo_window_s=undo_window_s)
+
+
+def _fill(tx: Tx, facts: Facts, ledger: Ledger) -> bool:
+    """Make the replicas that locks want of the files concerned; True when any have to come."""
+    files = _files(facts.harmed, facts.gone).union(facts.came)
+    if facts.arrived:
+        # A good copy may be what a bad or lost one elsewhere has waited for.
+        files.update(judging.with_harm(tx, sorted(_files(facts.arrived))))
+    if not files:
+        return False
+    filled = filling.fill(tx, filling.FILES, ledger.storages, files=sorted(files))
+    if filled.files:
         changes.wake(tx, "conveyor")
+    return filled.files > 0
+
+
+# --- grouping none, and the end --------------------------------------------------------------------------------
+
+
+def _place_single_files(tx: Tx, rule_ids: Sequence[int], file_ids: Sequence[int], ledger: Ledger) -> None:
+    """Lock files that joined something under rules of grouping none, and close the ledger.
+
+    All of it in a savepoint: a rule that finds no room is to be placed again, with patience; here it would keep every
+    change behind it in the queue. Their locks are filled by the judge's next step.
+    """
+    found = judging.rules_to_judge(tx, rule_ids) if rule_ids else []
+    savepoint = tx.connection.begin_nested()
+    trial = deepcopy(ledger)
+    try:
+        short = _try_single_files(tx, found, file_ids, trial)
+        trial.close(tx)
+    except Replan:
+        savepoint.rollback()
+        short = [row.id for row in found]
+        ledger.close(tx)
+    else:
+        savepoint.commit()
+    if short:
+        rules.place_again(tx, short)
+    if done := sorted({row.id for row in found} - set(short)):
+        rules.wake(tx, done)
+
+
+def _try_single_files(tx: Tx, found: Sequence[Row[Any]], file_ids: Sequence[int], ledger: Ledger) -> list[int]:
+    """Lock the files under each rule; the rules that miss a copy of some; statements per rule."""
+    if not found:
+        return []
+    world = World.load(tx, sorted({row.account_id for row in found}))
+    short = []
+    for row in found:
+        message, _ = placing.place_files(tx, row, judging.files_below(tx, row.did_id, file_ids), world, ledger)
+        if message:
+            short.append(row.id)
+    return short

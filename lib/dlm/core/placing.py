@@ -15,19 +15,16 @@ from sqlalchemy.engine import Row
 
 from dlm.core import expression, judge
 from dlm.core.judge import Copies, Decision, RuleView, UnitView
+from dlm.core.ledger import Ledger, Replan
 from dlm.core.placement import Budget, Present, Wish
 from dlm.core.sharing import FileClass, Sharing, shares
-from dlm.db import dids, events, judging, letting_go, rules, storages, usage
+from dlm.db import dids, events, judging, letting_go, rules, storages
 from dlm.db.engine import Tx
-from dlm.errors import InvalidInput, Transient
+from dlm.errors import InvalidInput
 from dlm.types import DidKind, Grouping, RuleState, Storage
 
-END_LOOK_AGAIN_S = 30
+END_LOOK_AGAIN_S, BUSY_LOOK_AGAIN_S = 30, 1
 PIECES = 100  # a batch that finds no room is tried again in pieces of this share, then file by file
-
-
-class Replan(Transient):
-    """The space that was planned with is gone; plan again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +91,19 @@ def judge_due(tx: Tx, limits: Limits) -> Judged:
         return Judged()
     batch = _affordable(claimed, limits.chunk_files)
     result = Judged(rules=len(batch), is_full=len(batch) < len(claimed) or len(claimed) == limits.batch_rules)
-    ending = [row for row in batch if row.state == RuleState.LETTING_GO]
-    end(tx, ending)
+    ledger = Ledger()
+    end(tx, [row for row in batch if row.state == RuleState.LETTING_GO], ledger)
     suspended = [row for row in batch if row.is_suspended and row.state != RuleState.LETTING_GO]
     rest = [row for row in batch if row.state != RuleState.LETTING_GO and not row.is_suspended]
     written = rules.set_states(tx, [(row.id, RuleState.SUSPENDED, row.reason, None) for row in suspended]) if suspended else []
     if rest:
-        messages, placed = _place(tx, rest, limits)
+        messages, placed = _place(tx, rest, limits, ledger)
         written = [*written, *_grade(tx, rest, messages, placed, limits)]
         result.locks = sum(placed.values())
     for row in written:
         result.states[row.state] = result.states.get(row.state, 0) + 1
     _record_states(tx, written)
+    ledger.close(tx)
     return result
 
 
@@ -147,7 +145,7 @@ def _affordable(claimed: Sequence[Row[Any]], chunk_files: int) -> Sequence[Row[A
     return claimed
 
 
-def _place(tx: Tx, due: Sequence[Row[Any]], limits: Limits) -> tuple[dict[int, str], dict[int, int]]:
+def _place(tx: Tx, due: Sequence[Row[Any]], limits: Limits, ledger: Ledger) -> tuple[dict[int, str], dict[int, int]]:
     """Write the locks that the rules miss; (why a copy is impossible, number of new locks), by rule."""
     world = World.load(tx, sorted({row.account_id for row in due}))
     views = load(tx, [row for row in due if row.grouping != Grouping.NONE], world)
@@ -158,10 +156,10 @@ def _place(tx: Tx, due: Sequence[Row[Any]], limits: Limits) -> tuple[dict[int, s
         decisions.append(decision)
         if decision.message:
             messages[decision.rule_id] = decision.message
-    placed = _apply(tx, decisions, {row.id: row for row in due}, world)
+    placed = _apply(tx, decisions, {row.id: row for row in due}, world, ledger)
     for row in due:
         if row.grouping == Grouping.NONE and row.place_after is not None:
-            message, count = _place_next_files(tx, row, world, limits.chunk_files)
+            message, count = _place_next_files(tx, row, world, limits.chunk_files, ledger)
             placed[row.id] = count
             if row.state == RuleState.IMPOSSIBLE and row.place_after:
                 message = message or row.reason  # an earlier chunk's
@@ -227,46 +225,21 @@ def units_of(tx: Tx, due: Sequence[Row[Any]]) -> dict[int, list[int]]:
     return units | {row.id: below[row.did_id] for row in containers}
 
 
-def _apply(tx: Tx, decisions: Sequence[Decision], due: Mapping[int, Row[Any]], world: World) -> dict[int, int]:
-    """Write the locks, reserve and charge; number of new locks by rule. Replan when the space was taken meanwhile."""
+def _apply(
+    tx: Tx, decisions: Sequence[Decision], due: Mapping[int, Row[Any]], world: World, ledger: Ledger
+) -> dict[int, int]:
+    """Write the locks, and in the ledger what they reserve and charge; number of new locks by rule; two statements."""
     placements = [placement for decision in decisions for placement in decision.placements]
     counts: dict[int, int] = defaultdict(int)
     if not placements:
         return counts
-    hold_space(tx, _sum_by_storage((p.storage_id, p.promised_bytes) for p in placements))
-    made = judging.add_locks(tx, placements)
-    delta, charges = usage.StorageDelta(), usage.Charges()
-    for lock in made:
+    for lock in judging.add_locks(tx, placements):
         counts[lock.rule_id] += 1
-        delta.add(lock.storage_id, reserved_bytes=lock.promised_bytes)
-        charges.add(due[lock.rule_id].account_id, lock.storage_id, lock.size_bytes, lock.files)
+        ledger.place(due[lock.rule_id].account_id, lock.storage_id, lock.files, lock.size_bytes, lock.promised_bytes)
     events.record_many(
         tx, "rule", "placed", [(d.rule_id, None, explain(d, world)) for d in decisions if d.placements], cause="judge"
     )
-    usage.change_accounts(tx, charges)
-    usage.change_storages(tx, delta)
     return counts
-
-
-def _sum_by_storage(amounts: Any) -> dict[int, int]:
-    total: dict[int, int] = defaultdict(int)
-    for storage_id, amount in amounts:
-        total[storage_id] += amount
-    return total
-
-
-def hold_space(tx: Tx, promised: Mapping[int, int]) -> None:
-    """Lock the storages' usage rows in order and make sure that the promise still fits, else Replan; one statement.
-
-    Reading free space and promising it are two moments; without this, two judges fill one storage twice.
-    """
-    for row in usage.hold_storages(tx, promised):
-        if row.is_retired:
-            raise Replan(f"{row.name} was retired meanwhile")
-        if row.capacity_bytes is None or not promised[row.storage_id]:
-            continue
-        if row.capacity_bytes - row.min_free_bytes - row.used_bytes - row.reserved_bytes < promised[row.storage_id]:
-            raise Replan(f"{row.name} was filled meanwhile")
 
 
 def explain(decision: Decision, world: World) -> dict[str, Any]:
@@ -286,11 +259,13 @@ def explain(decision: Decision, world: World) -> dict[str, Any]:
 # --- grouping none ---------------------------------------------------------------------------------------------
 
 
-def _place_next_files(tx: Tx, row: Row[Any], world: World, limit: int) -> tuple[str | None, int]:
+def _place_next_files(
+    tx: Tx, row: Row[Any], world: World, limit: int, ledger: Ledger
+) -> tuple[str | None, int]:
     """Lock the rule's next chunk of files, and move its cursor; (why copies are impossible, new locks)."""
     roots = units_of(tx, [row])[row.id]
     file_ids = judging.files_to_place(tx, roots, row.place_after, limit)
-    message, count = place_files(tx, row, file_ids, world)
+    message, count = place_files(tx, row, file_ids, world, ledger)
     done = len(file_ids) < limit
     rules.change(tx, row.id, {"place_after": None if done else file_ids[-1]})
     return message, count
@@ -306,15 +281,17 @@ class Portions:
     shares: list[tuple[list[int], list[int], list[int], int]]  # holders, held, chosen, files
 
 
-def place_files(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> tuple[str | None, int]:
-    """Lock these files, each at storages of its own, by classes; (why copies are impossible, new locks); seven statements."""
+def place_files(
+    tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World, ledger: Ledger
+) -> tuple[str | None, int]:
+    """Lock these files, each at storages of its own, by classes; (why copies are impossible, new locks); three statements."""
     if not file_ids:
         return None, 0
     try:
         portions = share_out(tx, row, file_ids, world)
     except InvalidInput as error:  # a weight that is no number: the rule is impossible, its batch is not
         return error.detail, 0
-    count = _apply_portions(tx, row, portions)
+    count = _apply_portions(tx, row, portions, ledger)
     return (portions.sharing.message if portions.sharing.missing else None), count
 
 
@@ -331,25 +308,19 @@ def share_out(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> P
     return Portions(file_ids, ids, sharing, taken)
 
 
-def _apply_portions(tx: Tx, row: Row[Any], portions: Portions) -> int:
+def _apply_portions(tx: Tx, row: Row[Any], portions: Portions, ledger: Ledger) -> int:
+    """Write the files' locks. The planner counted with the mean size of a class; what they really need is known now."""
     if not portions.shares:
         return 0
-    hold_space(tx, {id_: 0 for id_ in portions.sharing.promised})
     made = judging.add_file_locks(tx, row.id, portions.file_ids, portions.storage_ids, portions.shares)
-    # The planner counted with the mean size of a class; what the files really need is known now.
-    hold_space(tx, {lock.storage_id: lock.promised for lock in made})
-    delta, charges = usage.StorageDelta(), usage.Charges()
     for lock in made:
-        delta.add(lock.storage_id, reserved_bytes=lock.promised)
-        charges.add(row.account_id, lock.storage_id, lock.bytes, lock.files)
+        ledger.place(row.account_id, lock.storage_id, lock.files, lock.bytes, lock.promised)
     after = {
         "files": len(portions.file_ids),
         "locks": {str(lock.storage_id): lock.files for lock in made},
         "missing": portions.sharing.missing,
     }
     events.record(tx, "rule", row.id, "placed", cause="judge", after=after)
-    usage.change_accounts(tx, charges)
-    usage.change_storages(tx, delta)
     return sum(lock.files for lock in made)
 
 
@@ -409,29 +380,30 @@ def _record_states(tx: Tx, changed: Sequence[Row[Any]]) -> None:
 # --- ending ----------------------------------------------------------------------------------------------------
 
 
-def end(tx: Tx, ending: Sequence[Row[Any]]) -> None:
-    """Release the locks of rules that are let go, and close those that hold nothing any more; at most seven statements."""
+def end(tx: Tx, ending: Sequence[Row[Any]], ledger: Ledger) -> None:
+    """Release the locks of rules that are let go, and close those that hold nothing any more; at most four statements."""
     if not ending:
         return
-    ids = [row.id for row in ending]
-    release(tx, rule_ids=ids)
-    still = rules.with_locks(tx, ids)
-    gone = [id_ for id_ in ids if id_ not in still]
-    rules.set_states(
-        tx,
-        [(row.id, RuleState.LETTING_GO, row.reason, tx.now + timedelta(seconds=END_LOOK_AGAIN_S)) for row in ending if row.id in still]
-        + [(row.id, RuleState.GONE, row.reason, None) for row in ending if row.id not in still],
-    )
-    events.record_many(tx, "rule", "gone", [(id_, {"state": "letting_go"}, {"state": "gone"}) for id_ in gone], cause="judge")
+    release(tx, ledger, rule_ids=[row.id for row in ending])
+    still = rules.with_locks(tx, [row.id for row in ending])
+    states = []
+    for row in ending:
+        # A lock that was not to be had is being filled: that takes a moment, what is let go takes longer.
+        delay = timedelta(seconds=END_LOOK_AGAIN_S if still.get(row.id) else BUSY_LOOK_AGAIN_S)
+        is_gone = row.id not in still
+        states.append((row.id, RuleState.GONE if is_gone else RuleState.LETTING_GO, row.reason, None if is_gone else tx.now + delay))
+    rules.set_states(tx, states)
+    gone = [(row.id, {"state": "letting_go"}, {"state": "gone"}) for row in ending if row.id not in still]
+    events.record_many(tx, "rule", "gone", gone, cause="judge")
 
 
 def release(
-    tx: Tx, *, keys: Sequence[tuple[int, int, int]] | None = None, rule_ids: Sequence[int] | None = None
-) -> None:
-    """Release locks, give back what they reserved, and stop charging for them; three statements."""
-    delta, charges = usage.StorageDelta(), usage.Charges()
+    tx: Tx, ledger: Ledger, *, keys: Sequence[tuple[int, int, int]] | None = None, rule_ids: Sequence[int] | None = None
+) -> int:
+    """Release locks, with what they reserved and were charged for; how many, without those in use; one statement."""
+    number = 0
     for row in letting_go.release(tx, keys, rule_ids):
-        delta.add(row.storage_id, reserved_bytes=-row.promised_bytes)
-        charges.add(row.account_id, row.storage_id, -row.bytes, -row.files)
-    usage.change_accounts(tx, charges)
-    usage.change_storages(tx, delta)
+        number += row.locks
+        ledger.storages.add(row.storage_id, reserved_bytes=-row.promised_bytes)
+        ledger.charges.add(row.account_id, row.storage_id, -row.bytes, -row.files)
+    return number

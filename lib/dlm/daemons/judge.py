@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dlm.config import Settings
 from dlm.core import consequences, folding, placing
 from dlm.core import rules as rule_cases
+from dlm.core.ledger import Replan
 from dlm.core.placing import Limits
 from dlm.daemons.loop import Pass
 from dlm.db import judging
@@ -61,7 +62,7 @@ class Judge:
             try:
                 with self.database.begin("judge.place", commit=not dry_run) as tx:
                     judged = judge(tx, self.limits)
-            except placing.Replan:
+            except Replan:
                 done.is_full = True
                 continue
             done.merge(Pass({}, judged.is_full or bool(judged.locks)))

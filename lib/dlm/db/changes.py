@@ -11,6 +11,7 @@ from dlm.db import arrays
 from dlm.db.engine import Tx
 from dlm.types import ChangeKind
 
+FOLD_LOCK = 0x646C6D04  # advisory: what changes at once is folded by one judge at a time
 CHANNEL = "dlm_{daemon}"  # one NOTIFY channel per daemon
 
 
@@ -64,15 +65,17 @@ def add_by_storage(tx: Tx, kind: ChangeKind, files: Sequence[tuple[int, int]]) -
 
 
 def claim(tx: Tx, limit: int) -> Sequence[Row[Any]]:
-    """Take up to `limit` change rows out of the queue, oldest first; one statement.
+    """Take up to `limit` change rows out of the queue, oldest first; none while another folds; one statement.
 
     The rows are deleted in this transaction: if it fails they stand again, if it commits their consequences stand.
     """
     return tx.rows(
         """DELETE FROM change WHERE id = ANY (ARRAY(
-               SELECT id FROM change ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+               SELECT id FROM change WHERE (SELECT pg_try_advisory_xact_lock(%(key)s))
+                ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
            RETURNING id, kind, did_id, storage_id, file_ids, created_at""",
         limit=limit,
+        key=FOLD_LOCK,
     )
 
 

@@ -35,17 +35,25 @@ def rule_to_judge(tx: Tx, rule_id: int) -> Row[Any]:
     return row
 
 
-def claim_rules_on_files(tx: Tx, file_ids: Sequence[int]) -> Sequence[Row[Any]]:
-    """Live rules of grouping none on collections above these files, held in id order; one statement."""
-    return tx.rows(
-        f"""WITH RECURSIVE above AS (
+def none_rules_above(tx: Tx, file_ids: Sequence[int]) -> Sequence[int]:
+    """Ids of the rules of grouping none on collections above these files; one statement."""
+    rows = tx.rows(
+        """WITH RECURSIVE above AS (
                 SELECT a.parent_id AS did_id FROM attachment a WHERE a.child_id = ANY (%(files)s::bigint[])
                 UNION SELECT a.parent_id FROM above JOIN attachment a ON a.child_id = above.did_id)
-            SELECT {_RULE} FROM rule r JOIN did d ON d.id = r.did_id JOIN expression e ON e.id = r.expression_id
-             WHERE r.did_id IN (SELECT did_id FROM above) AND r.grouping = 'none' AND NOT r.is_suspended
-               AND r.state NOT IN ('letting_go', 'gone', 'waiting_approval')
-             ORDER BY r.id FOR UPDATE OF r""",
+            SELECT id FROM rule WHERE did_id IN (SELECT did_id FROM above) AND grouping = 'none' AND state <> 'gone' ORDER BY id""",
         files=list(file_ids),
+    )
+    return [row.id for row in rows]
+
+
+def rules_to_judge(tx: Tx, rule_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    """Those of the rules, which the caller has locked, that live and are not suspended, by id; one statement."""
+    return tx.rows(
+        f"""SELECT {_RULE} FROM rule r JOIN did d ON d.id = r.did_id JOIN expression e ON e.id = r.expression_id
+             WHERE r.id = ANY (%(ids)s::bigint[]) AND NOT r.is_suspended AND r.state NOT IN ('letting_go', 'gone', 'waiting_approval')
+             ORDER BY r.id""",
+        ids=list(rule_ids),
     )
 
 
@@ -141,26 +149,41 @@ def add_locks(tx: Tx, locks: Sequence[NewLock]) -> Sequence[Row[Any]]:
     )
 
 
-def resize_locks(tx: Tx, dataset_ids: Sequence[int]) -> Sequence[Row[Any]]:
+_KEYS = "unnest(%(dids)s::bigint[], %(storages)s::int[], %(rules)s::bigint[]) AS k (did_id, storage_id, rule_id)"
+_RESIZE = """
+    WITH held AS (SELECT l.did_id, l.storage_id, l.rule_id, l.files, l.size_bytes
+                    FROM {locks} JOIN did d ON d.id = l.did_id
+                   WHERE {which} AND NOT l.is_released AND (l.files, l.size_bytes) IS DISTINCT FROM (d.files, d.size_bytes)
+                   ORDER BY l.did_id, l.storage_id, l.rule_id FOR UPDATE OF l),
+         done AS (UPDATE lock l SET files = d.files, size_bytes = d.size_bytes
+                    FROM held h JOIN did d ON d.id = h.did_id
+                   WHERE l.did_id = h.did_id AND l.storage_id = h.storage_id AND l.rule_id = h.rule_id
+                  RETURNING l.rule_id, l.storage_id, d.files - h.files AS files, d.size_bytes - h.size_bytes AS bytes)
+    SELECT done.rule_id, r.account_id, done.storage_id, sum(done.files)::bigint AS files, sum(done.bytes)::bigint AS bytes
+      FROM done JOIN rule r ON r.id = done.rule_id GROUP BY 1, 2, 3 ORDER BY 1, 3"""
+
+
+def resize_locks_on(tx: Tx, dataset_ids: Sequence[int]) -> Sequence[Row[Any]]:
     """Bring the locks on these datasets to the datasets' present size; what changed per rule and storage; one statement.
 
     Set, not added: running it twice, or beside a placement that saw the new size already, changes nothing more.
-    Runs when a change is folded and again when a lock is filled. Otherwise: (1) a placement reads a dataset of 100 files,
-    (2) ten are attached and folded, which finds no lock, (3) the placement commits its lock, of 100 files for ever.
+    Runs when a change is folded; `resize_locks` runs again when a lock is filled. Otherwise: (1) a placement reads a dataset
+    of 100 files, (2) ten are attached and folded, which finds no lock, (3) the placement commits its lock, of 100 files for
+    ever. Not for two at once: who waited longer would write the older size. (Changes are folded by one judge at a time.)
+    """
+    return tx.rows(_RESIZE.format(locks="lock l", which="l.did_id = ANY (%(ids)s::bigint[])"), ids=sorted(set(dataset_ids)))
+
+
+def resize_locks(tx: Tx, locks: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """As `resize_locks_on`, but only these locks, which the caller has locked; one statement.
+
+    Others on the same datasets may be another judge's, who waits for ours.
     """
     return tx.rows(
-        """WITH held AS (SELECT l.did_id, l.storage_id, l.rule_id, l.files, l.size_bytes
-                           FROM lock l JOIN did d ON d.id = l.did_id
-                          WHERE l.did_id = ANY (%(ids)s::bigint[]) AND NOT l.is_released
-                            AND (l.files, l.size_bytes) IS DISTINCT FROM (d.files, d.size_bytes)
-                          ORDER BY l.did_id, l.storage_id, l.rule_id FOR UPDATE OF l),
-                done AS (UPDATE lock l SET files = d.files, size_bytes = d.size_bytes
-                           FROM held h JOIN did d ON d.id = h.did_id
-                          WHERE l.did_id = h.did_id AND l.storage_id = h.storage_id AND l.rule_id = h.rule_id
-                         RETURNING l.rule_id, l.storage_id, d.files - h.files AS files, d.size_bytes - h.size_bytes AS bytes)
-           SELECT done.rule_id, r.account_id, done.storage_id, sum(done.files)::bigint AS files, sum(done.bytes)::bigint AS bytes
-             FROM done JOIN rule r ON r.id = done.rule_id GROUP BY 1, 2, 3 ORDER BY 1, 3""",
-        ids=sorted(set(dataset_ids)),
+        _RESIZE.format(locks=f"{_KEYS} JOIN lock l USING (did_id, storage_id, rule_id)", which="true"),
+        dids=[lock.did_id for lock in locks],
+        storages=[lock.storage_id for lock in locks],
+        rules=[lock.rule_id for lock in locks],
     )
 
 
@@ -234,7 +257,7 @@ def count_copies(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) -> Sequ
 def parked_reasons(tx: Tx, rule_ids: Sequence[int]) -> dict[int, str]:
     """One stored reason of a parked request under each of these rules; one statement."""
     rows = tx.rows(
-        f"""WITH l AS (SELECT rule_id, did_id, storage_id FROM lock
+        f"""WITH l AS NOT MATERIALIZED (SELECT rule_id, did_id, storage_id FROM lock
                         WHERE rule_id = ANY (%(ids)s::bigint[]) AND NOT is_released)
             SELECT DISTINCT ON (f.rule_id) f.rule_id, s.name AS storage, q.error
               FROM ({files_of("l")}) f
@@ -372,9 +395,9 @@ def strayed_locks(tx: Tx, *, file_ids: Sequence[int] = (), rule_ids: Sequence[in
 
 
 def locks_on(tx: Tx, dataset_ids: Sequence[int]) -> Sequence[Row[Any]]:
-    """(did_id, storage_id, rule_id) of the locks on these collections that are not released; one statement."""
+    """(did_id, storage_id, rule_id) of the locks on these collections, released ones too; one statement."""
     return tx.rows(
-        "SELECT did_id, storage_id, rule_id FROM lock WHERE did_id = ANY (%(ids)s::bigint[]) AND NOT is_released ORDER BY 1, 2, 3",
+        "SELECT did_id, storage_id, rule_id FROM lock WHERE did_id = ANY (%(ids)s::bigint[]) ORDER BY 1, 2, 3",
         ids=list(dataset_ids),
     )
 

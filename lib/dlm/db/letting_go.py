@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm.db import changes
+from dlm.db.below import files_of
 from dlm.db.engine import Tx
 from dlm.db.usage import StorageDelta
 
@@ -22,22 +23,28 @@ PROTECTED = """(
     OR EXISTS (SELECT FROM attachment a JOIN lock l ON l.did_id = a.parent_id AND l.storage_id = r.storage_id AND NOT l.is_released
                 WHERE a.child_id = r.did_id))"""
 
-# Sources of (did_id, storage_id) whose hold ended.
+# Sources of (did_id, storage_id) whose hold ended. A file that left its dataset while a lock on the dataset is let go is
+# among them, too: by the change that tells of it, as long as that is not folded, and by the lock when it is. Otherwise the
+# change finds the lock gone, the lock finds the file gone, and a replica is left that nobody holds and nobody reaps.
 CHUNK = """
     SELECT a.child_id AS did_id, s.storage_id FROM attachment a CROSS JOIN unnest(%(storages)s::int[]) AS s (storage_id)
      WHERE a.parent_id = %(did_id)s AND a.child_id > %(after)s AND a.child_id <= %(upto)s"""
-LOCKS = """
-    SELECT DISTINCT f.did_id, l.storage_id
-      FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS l (did_id, storage_id)
-     CROSS JOIN LATERAL (SELECT child_id AS did_id FROM attachment WHERE parent_id = l.did_id
-                         UNION ALL SELECT id FROM did WHERE id = l.did_id AND kind = 'file') f"""
+LAST_CHUNK = f"""{CHUNK}
+     UNION
+    SELECT unnest(c.file_ids), s.storage_id FROM change c CROSS JOIN unnest(%(storages)s::int[]) AS s (storage_id)
+     WHERE c.kind = 'detached' AND c.did_id = %(did_id)s"""
+LOCKS = f"""
+    WITH l AS (SELECT * FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS l (did_id, storage_id))
+    SELECT f.file_id AS did_id, f.storage_id FROM ({files_of("l")}) f
+     UNION
+    SELECT unnest(c.file_ids), l.storage_id FROM l JOIN change c ON c.kind = 'detached' AND c.did_id = l.did_id"""
 PAIRS = "SELECT did_id, storage_id FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id)"
 
 _TOMBSTONE = f"""
     WITH ended AS MATERIALIZED ({{ended}}),
          free AS (SELECT r.did_id, r.storage_id, s.undo_window_s
                     FROM ended JOIN replica r USING (did_id, storage_id) JOIN storage s ON s.id = r.storage_id
-                   WHERE r.state IN ('available', 'unverified', 'bad', 'lost') AND NOT {PROTECTED}
+                   WHERE r.state IN ('available', 'unverified', 'bad', 'lost') AND NOT {PROTECTED} {{only}}
                    ORDER BY r.did_id, r.storage_id FOR UPDATE OF r)
     UPDATE replica r SET tombstone_at = %(now)s + make_interval(secs => coalesce(free.undo_window_s, %(undo_window_s)s))
       FROM free WHERE r.did_id = free.did_id AND r.storage_id = free.storage_id"""
@@ -47,6 +54,8 @@ _TOMBSTONE = f"""
 # died may have left its file there, and the conveyor looks before the row that owns it goes. One that was never
 # claimed goes with its replica, except where the path rests: an earlier reaper may still delete what stands there, so
 # the row stays, as deleted, and whoever wants the replica again waits for the end of the rest, too.
+# What goes is told. Otherwise: 1. we find nothing that protects a replica and wait for its request; 2. a new lock is
+# written and filled, the replica is coming already; 3. we go on; 4. the lock waits for a replica that is not there.
 _HOLD_REQUESTS = f"""
     WITH ended AS MATERIALIZED ({{ended}})
     SELECT q.id FROM ended JOIN request q USING (did_id, storage_id) JOIN replica r USING (did_id, storage_id)
@@ -63,12 +72,14 @@ _CANCEL = """
          flagged AS (UPDATE request q SET is_cancelled = true,
                             next_attempt_at = CASE WHEN q.fence > 0 THEN %(now)s ELSE q.next_attempt_at END,
                             state = CASE WHEN q.state = 'parked' THEN 'queued' ELSE q.state END
-                       FROM held WHERE q.id = held.id AND (q.fence > 0 OR q.is_repair))
+                       FROM held WHERE q.id = held.id AND (q.fence > 0 OR q.is_repair)),
+         told AS (INSERT INTO change (kind, storage_id, file_ids, created_at)
+                  SELECT 'gone', storage_id, array_agg(did_id ORDER BY did_id), %(now)s FROM dropped GROUP BY storage_id)
     SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes FROM dropped GROUP BY storage_id"""
 
 
 def let_go(tx: Tx, ended: str, delta: StorageDelta, *, undo_window_s: float, **values: Any) -> int:
-    """End the requests of `ended` and tombstone its replicas, where nothing protects them; how many; two to five statements.
+    """End the requests of `ended` and tombstone its replicas, where nothing protects them; how many; two to six statements.
 
     The requests come first. Otherwise: 1. a conveyor has recorded an arrival and not committed; 2. the replica is still
     `copying` to us, so it gets no tombstone; 3. we wait for its request, and when the conveyor commits that one is gone;
@@ -79,36 +90,54 @@ def let_go(tx: Tx, ended: str, delta: StorageDelta, *, undo_window_s: float, **v
         for row in tx.rows(_CANCEL, ids=ids):
             delta.add(row.storage_id, reserved_bytes=-row.bytes)
         changes.wake(tx, "conveyor")
-    count = len(ids) + tx.run(_TOMBSTONE.format(ended=ended), undo_window_s=undo_window_s, **values).rowcount
+        changes.wake(tx, "judge")
+    count = len(ids) + tx.run(_TOMBSTONE.format(ended=ended, only=""), undo_window_s=undo_window_s, **values).rowcount
     if count:
         changes.wake(tx, "reaper")
     return count
 
 
-def release(tx: Tx, keys: Sequence[tuple[int, int, int]] | None = None, rule_ids: Sequence[int] | None = None) -> Sequence[Row[Any]]:
-    """Mark locks as released, by (did, storage, rule) or all of some rules; their charges and promises; one statement.
+_KEYS = "unnest(%(dids)s::bigint[], %(storages)s::int[], %(rules)s::bigint[]) AS k (did_id, storage_id, rule_id)"
+_RELEASE = """
+    WITH held AS (SELECT l.did_id, l.storage_id, l.rule_id, l.size_bytes, l.files, l.promised_bytes
+                    FROM {locks} WHERE {which} AND NOT l.is_released
+                   ORDER BY l.did_id, l.storage_id, l.rule_id FOR UPDATE OF l SKIP LOCKED),
+         done AS (UPDATE lock l SET is_released = true, fill_after = 0, promised_bytes = 0
+                    FROM held h WHERE l.did_id = h.did_id AND l.storage_id = h.storage_id AND l.rule_id = h.rule_id
+                  RETURNING l.rule_id, l.storage_id, h.size_bytes, h.files, h.promised_bytes)
+    SELECT r.account_id, done.storage_id, sum(done.size_bytes)::bigint AS bytes, sum(done.files)::bigint AS files,
+           sum(done.promised_bytes)::bigint AS promised_bytes, count(*) AS locks
+      FROM done JOIN rule r ON r.id = done.rule_id GROUP BY 1, 2 ORDER BY 1, 2"""
 
-    Released locks protect nothing; `fill_after` starts again as the cursor of letting go.
+
+def bury(tx: Tx, pairs: Sequence[tuple[int, int]], *, undo_window_s: float) -> None:
+    """Give those (file, storage) a tombstone that have none and that nothing protects; one statement.
+
+    For replicas that a reaper gave back because a lock held them, when the lock was let go before the reaper said so:
+    letting go leaves alone what is being deleted.
     """
-    return tx.rows(
-        """WITH held AS (SELECT l.did_id, l.storage_id, l.rule_id, l.size_bytes, l.files, l.promised_bytes
-                           FROM lock l
-                          WHERE NOT l.is_released
-                            AND (l.rule_id = ANY (%(rules)s::bigint[])
-                                 OR (l.did_id, l.storage_id, l.rule_id) IN (
-                                     SELECT * FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(owners)s::bigint[])))
-                          ORDER BY l.did_id, l.storage_id, l.rule_id FOR UPDATE OF l),
-                done AS (UPDATE lock l SET is_released = true, fill_after = 0, promised_bytes = 0
-                           FROM held h WHERE l.did_id = h.did_id AND l.storage_id = h.storage_id AND l.rule_id = h.rule_id
-                         RETURNING l.rule_id, l.storage_id, h.size_bytes, h.files, h.promised_bytes)
-           SELECT r.account_id, done.storage_id, sum(done.size_bytes)::bigint AS bytes, sum(done.files)::bigint AS files,
-                  sum(done.promised_bytes)::bigint AS promised_bytes
-             FROM done JOIN rule r ON r.id = done.rule_id GROUP BY 1, 2 ORDER BY 1, 2""",
-        rules=list(rule_ids or ()),
-        dids=[key[0] for key in keys or ()],
-        storages=[key[1] for key in keys or ()],
-        owners=[key[2] for key in keys or ()],
+    tx.run(
+        _TOMBSTONE.format(ended=PAIRS, only="AND r.tombstone_at IS NULL"),
+        undo_window_s=undo_window_s,
+        dids=[pair[0] for pair in pairs],
+        storages=[pair[1] for pair in pairs],
     )
+
+
+def release(
+    tx: Tx, keys: Sequence[tuple[int, int, int]] | None = None, rule_ids: Sequence[int] | None = None
+) -> Sequence[Row[Any]]:
+    """Mark locks as released, these (did, storage, rule) or all of some rules; one statement.
+
+    What went, by account and storage: (account_id, storage_id, locks, files, bytes charged, promised_bytes). Released
+    locks protect nothing; `fill_after` starts again as the cursor of letting go. Locks that another transaction has
+    locked are left out, for a later call: a judge that fills them waits for their rules, which our caller holds.
+    """
+    locks, which, columns = "lock l", "l.rule_id = ANY (%(rules)s::bigint[])", {"rules": list(rule_ids or ())}
+    if keys is not None:
+        locks, which = f"{_KEYS} JOIN lock l USING (did_id, storage_id, rule_id)", "true"
+        columns = {name: [key[i] for key in keys] for i, name in enumerate(("dids", "storages", "rules"))}
+    return tx.rows(_RELEASE.format(locks=locks, which=which), **columns)
 
 
 def claim_small(tx: Tx, largest: int, limit: int) -> Sequence[Row[Any]]:
@@ -134,7 +163,10 @@ def advance(tx: Tx, locks: Sequence[Row[Any]], fill_after: int) -> None:
 
 
 def remove(tx: Tx, locks: Sequence[Row[Any]]) -> None:
-    """Delete released locks whose replicas are all let go, and have their rules judged (the end, or what is left); two statements."""
+    """Delete released locks whose replicas are all let go, and have the rules judged that end with them; two statements.
+
+    A rule that is being judged just now is left out: its judge sees the lock still, and comes back for it.
+    """
     tx.run(
         """DELETE FROM lock l USING unnest(%(dids)s::bigint[], %(storages)s::int[], %(rules)s::bigint[]) AS n (did_id, storage_id, rule_id)
             WHERE l.did_id = n.did_id AND l.storage_id = n.storage_id AND l.rule_id = n.rule_id""",
@@ -142,7 +174,7 @@ def remove(tx: Tx, locks: Sequence[Row[Any]]) -> None:
     )
     tx.run(
         """WITH held AS (SELECT id FROM rule r WHERE id = ANY (%(rules)s::bigint[]) AND state = 'letting_go'
-                            AND NOT EXISTS (SELECT FROM lock l WHERE l.rule_id = r.id) ORDER BY id FOR UPDATE)
+                            AND NOT EXISTS (SELECT FROM lock l WHERE l.rule_id = r.id) ORDER BY id FOR UPDATE SKIP LOCKED)
            UPDATE rule r SET next_judge_at = %(now)s FROM held WHERE r.id = held.id""",
         rules=sorted({lock.rule_id for lock in locks}),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -233,12 +233,21 @@ def on_dids(tx: Tx, did_ids: Sequence[int]) -> Sequence[Row[Any]]:
     )
 
 
+def hold(tx: Tx, ids: Iterable[int]) -> None:
+    """Lock these rules in key order, waiting for whoever judges one of them; one statement."""
+    tx.run("SELECT FROM rule WHERE id = ANY (%(ids)s::bigint[]) ORDER BY id FOR UPDATE", ids=sorted(set(ids)))
+
+
 def wake(tx: Tx, ids: Sequence[int], due: datetime | None = None) -> None:
-    """Have these rules judged at `due` (default now) at the latest; one statement."""
+    """Have these rules judged at `due` (default now) at the latest; one statement.
+
+    Waits for whoever judges one of them now, even if it is due already. Otherwise: 1. a judge has counted a rule, and
+    not committed; 2. a replica is lost, and the rule seems due as it is; 3. the judge commits `ok`, until tomorrow.
+    """
     tx.run(
         f"""WITH held AS (SELECT id FROM rule WHERE id = ANY (%(ids)s::bigint[]) AND NOT is_suspended AND state IN {LIVE}
-                            AND (next_judge_at IS NULL OR next_judge_at > %(due)s) ORDER BY id FOR UPDATE)
-           UPDATE rule r SET next_judge_at = %(due)s FROM held WHERE r.id = held.id""",
+                           ORDER BY id FOR UPDATE)
+           UPDATE rule r SET next_judge_at = least(r.next_judge_at, %(due)s) FROM held WHERE r.id = held.id""",
         ids=list(ids),
         due=due or tx.now,
     )
@@ -257,9 +266,9 @@ def place_again(tx: Tx, ids: Sequence[int]) -> None:
 def ok_to_replicating(tx: Tx, ids: Sequence[int], watch_s: float) -> list[int]:
     """Set those of the rules that were ok to replicating, to be counted in `watch_s` at the latest; their ids; one statement."""
     rows = tx.rows(
-        """WITH held AS (SELECT id FROM rule WHERE id = ANY (%(ids)s::bigint[]) AND state = 'ok' ORDER BY id FOR UPDATE)
+        """WITH held AS (SELECT id, state FROM rule WHERE id = ANY (%(ids)s::bigint[]) ORDER BY id FOR UPDATE)
            UPDATE rule r SET state = 'replicating', state_since = %(now)s, next_judge_at = %(now)s + make_interval(secs => %(watch_s)s)
-             FROM held WHERE r.id = held.id RETURNING r.id""",
+             FROM held WHERE r.id = held.id AND held.state = 'ok' RETURNING r.id""",
         ids=list(ids),
         watch_s=watch_s,
     )
@@ -286,10 +295,12 @@ def set_states(tx: Tx, states: Sequence[tuple[int, RuleState, str | None, dateti
     )
 
 
-def with_locks(tx: Tx, ids: Sequence[int]) -> set[int]:
-    """Those of the rules that still have lock rows, released or not; one statement."""
-    rows = tx.rows("SELECT DISTINCT rule_id FROM lock WHERE rule_id = ANY (%(ids)s::bigint[])", ids=list(ids))
-    return {row.rule_id for row in rows}
+def with_locks(tx: Tx, ids: Sequence[int]) -> dict[int, bool]:
+    """Those of the rules that still have lock rows, and whether all of these are released; one statement."""
+    rows = tx.rows(
+        "SELECT rule_id, bool_and(is_released) AS is_released FROM lock WHERE rule_id = ANY (%(ids)s::bigint[]) GROUP BY 1", ids=list(ids)
+    )
+    return {row.rule_id: row.is_released for row in rows}
 
 
 def expressions(tx: Tx) -> Sequence[Row[Any]]:

@@ -33,6 +33,10 @@ class StorageDelta:
     def rows(self) -> list[tuple[int, int, int, int]]:
         return [(storage, *values) for storage, values in sorted(self._rows.items()) if any(values)]
 
+    def reserved_bytes(self, storage_id: int) -> int:
+        """What the batch reserves at the storage, less what it gives back."""
+        return self._rows[storage_id][0] if storage_id in self._rows else 0
+
 
 class Charges:
     """A batch's change to what accounts are charged, gathered by (account, storage) before the one write."""
@@ -90,13 +94,18 @@ def change_accounts(tx: Tx, charges: Charges) -> None:
 
 
 def hold_storages(tx: Tx, storage_ids: Iterable[int]) -> Sequence[Row[Any]]:
-    """Lock the usage rows of these storages in key order and return them with capacity; one statement."""
+    """Lock the usage rows of these storages in key order and return them with capacity; two statements.
+
+    The second one sees what committed while the first one waited: a storage that was retired under the same lock, say.
+    """
+    ids = sorted(set(storage_ids))
+    tx.run("SELECT FROM storage_usage WHERE storage_id = ANY (%(ids)s::int[]) ORDER BY storage_id FOR UPDATE", ids=ids)
     return tx.rows(
         """SELECT u.storage_id, s.name, u.reserved_bytes, u.used_bytes, s.capacity_bytes, s.min_free_bytes,
                   s.deleted_at IS NOT NULL AS is_retired
              FROM storage_usage u JOIN storage s ON s.id = u.storage_id
-            WHERE u.storage_id = ANY (%(ids)s::int[]) ORDER BY u.storage_id FOR UPDATE OF u""",
-        ids=sorted(set(storage_ids)),
+            WHERE u.storage_id = ANY (%(ids)s::int[]) ORDER BY u.storage_id""",
+        ids=ids,
     )
 
 

@@ -1,0 +1,55 @@
+"""What one transaction of the judge reserves, gives back and charges, gathered for the one write at its end.
+
+Usage rows are shared by everybody who does anything at a storage, so they are locked last and for a moment: accounts
+first, then storages. Whoever wrote them in the middle would hold them while it waits for locks or rules, and another
+who holds those waits for the usage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dlm.db import usage
+from dlm.db.engine import Tx
+from dlm.errors import Transient
+
+
+class Replan(Transient):
+    """The space that was planned with is gone; plan again."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """`placed` are the storages at which locks were placed: they must be there still, and have the room."""
+
+    storages: usage.StorageDelta = field(default_factory=usage.StorageDelta)
+    charges: usage.Charges = field(default_factory=usage.Charges)
+    placed: set[int] = field(default_factory=set)
+
+    def place(self, account_id: int, storage_id: int, files: int, size_bytes: int, promised_bytes: int) -> None:
+        """Note new locks of an account at a storage."""
+        self.placed.add(storage_id)
+        self.storages.add(storage_id, reserved_bytes=promised_bytes)
+        self.charges.add(account_id, storage_id, size_bytes, files)
+
+    def close(self, tx: Tx) -> None:
+        """Write it all; Replan when what was placed does not fit any more; at most four statements."""
+        usage.change_accounts(tx, self.charges)
+        if self.placed:
+            hold_space(tx, {storage_id: self.storages.reserved_bytes(storage_id) for storage_id in self.placed})
+        usage.change_storages(tx, self.storages)
+
+
+def hold_space(tx: Tx, promised: Mapping[int, int]) -> None:
+    """Lock the storages' usage rows in order and make sure that the promise still fits, else Replan; two statements.
+
+    Reading free space and promising it are two moments; without this, two judges fill one storage twice.
+    """
+    for row in usage.hold_storages(tx, promised):
+        if row.is_retired:
+            raise Replan(f"{row.name} was retired meanwhile")
+        if row.capacity_bytes is None or promised[row.storage_id] <= 0:
+            continue
+        if row.capacity_bytes - row.min_free_bytes - row.used_bytes - row.reserved_bytes < promised[row.storage_id]:
+            raise Replan(f"{row.name} was filled meanwhile")

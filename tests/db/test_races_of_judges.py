@@ -1,0 +1,204 @@
+"""Two judges at once: nothing is done twice, nothing is promised twice, nobody waits for ever."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from catalogue import Beside
+from dlm import effects
+from dlm.clock import ManualClock
+from dlm.core import consequences, folding, rules
+from dlm.core.placing import Limits
+from dlm.daemons.judge import Judge
+from dlm.db import changes
+from dlm.db.engine import Database
+from dlm.types import ChangeKind
+from gates import PATIENCE_S, Gate, blocked, racing_world, settled, turn
+from world import DAY, World
+
+
+@pytest.fixture
+def world(database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[World]:
+    yield racing_world(database, clock, tmp_path)
+    effects.install(None)
+
+
+@pytest.fixture
+def other(world: World) -> Judge:
+    """A second judge."""
+    return Judge(world.database, world.settings)
+
+
+# --- two judges --------------------------------------------------------------------------------------------------
+
+
+def test_two_judges_judge_each_rule_once(world: World, other: Judge) -> None:
+    names = world.many("origin", 6)
+    made = [world.declare(name, 1, "type=disk") for name in names]
+    world.judge.limits = other.limits = Limits(batch_rules=3)
+    gate = Gate("judge.place:before-commit")
+    first = gate.stops(world.judge.run_once)
+    second = blocked(world, other.run_once)
+    gate.open(first, second)
+    settled(world)
+    assert [world.state(rule) for rule in made] == ["ok"] * 6
+    with world.begin() as tx:
+        rows = tx.rows("SELECT count(*) AS n FROM event WHERE object = 'rule' AND action = 'placed' GROUP BY object_id")
+    assert [row.n for row in rows] == [1] * 6
+
+
+def test_two_judges_that_fill_locks_of_one_dataset_do_not_wait_for_each_other(world: World, other: Judge) -> None:
+    """Both find that the dataset grew. Each brings its own locks to the new size; who touched the other's would
+    wait for it for ever."""
+    world.many("origin", 3)
+    world.declare("ds", 1, "a")
+    world.declare("ds", 1, "b")
+    with world.begin() as tx:
+        world.judge._place(world.judge.run_once(dry_run=True), False)
+    limits = Limits(chunk_files=1)  # one lock at a time
+
+    def fill() -> None:
+        with world.begin("fill") as tx:
+            consequences.fill_small(tx, limits)
+
+    with world.begin("holder") as tx:
+        tx.run("INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at)"
+               " SELECT d.id, s.id, 'copying', 1, %(now)s FROM did d, storage s"
+               " WHERE d.name = 'f0' AND s.type = 'disk'")  # fmt: skip
+        first = blocked(world, fill)
+        second = blocked(world, fill, 2)
+        world.many("origin", 2, prefix="late")
+        tx.connection.rollback()
+    assert (first.finish(), second.finish()) == ([], [])
+    settled(world)
+    with world.begin() as tx:
+        assert [row.files for row in tx.rows("SELECT files FROM lock")] == [5, 5]
+
+
+def test_placing_and_folding_at_once_take_usage_in_the_same_order(world: World, other: Judge) -> None:
+    world.many("origin", 3)
+    world.declare("ds", 1, "a")
+    world.settle()
+    world.many("origin", 2, prefix="late")
+    world.declare("f0", 1, "a")
+    with world.begin("holder") as tx:
+        tx.run("SELECT FROM account_usage FOR UPDATE")
+        folds = blocked(world, lambda: _fold(world))
+        places = blocked(world, lambda: world.judge._place(world.judge.run_once(dry_run=True), False), 2)
+    assert (folds.finish(), places.finish()) == ([], [])
+    settled(world)
+
+
+def _fold(world: World) -> None:
+    with world.begin("fold") as tx:
+        folding.fold(tx, 100, DAY)
+
+
+def test_two_judges_never_promise_the_same_space(world: World, other: Judge) -> None:
+    world.add_storage("cup", "oslo", type="cup", capacity_bytes=1000)
+    world.put("origin", {"one": b"1" * 600, "two": b"2" * 600})
+    made = [world.declare("one", 1, "type=cup"), world.declare("two", 1, "type=cup")]
+    world.judge.limits = other.limits = Limits(batch_rules=1)
+    gate = Gate("judge.place:before-commit")
+    first = gate.stops(world.judge.run_once)
+    second = blocked(world, other.run_once)
+    gate.open(first, second)
+    settled(world)
+    assert sorted(world.state(rule) for rule in made) == ["impossible", "ok"]
+
+
+def test_however_two_judges_meet_a_storage_is_never_promised_beyond_its_capacity(world: World, other: Judge) -> None:
+    world.add_storage("cup", "oslo", type="cup", capacity_bytes=2500)
+    sizes = {f"n{index}": 100 + 37 * index for index in range(30)}
+    world.put("origin", {name: b"x" * size for name, size in sizes.items()})
+    world.judge.limits = other.limits = Limits(batch_rules=1)
+    for name in sizes:
+        world.declare(name, 1, "type=cup")
+    start = threading.Barrier(2)
+
+    def judge(one: Judge) -> None:
+        start.wait(PATIENCE_S)
+        for _ in range(40):
+            one.run_once()
+
+    both = [Beside(lambda one=one: judge(one)) for one in (world.judge, other)]  # type: ignore[misc]
+    assert [each.finish() for each in both] == [[], []]
+    settled(world)
+    with world.begin() as tx:
+        row = tx.one("SELECT u.used_bytes, u.reserved_bytes FROM storage_usage u JOIN storage s ON s.id = u.storage_id"
+                     " WHERE s.name = 'cup'")  # fmt: skip
+        states = {row.state: row.n for row in tx.rows("SELECT state, count(*) AS n FROM rule GROUP BY state")}
+    assert row is not None and row.used_bytes <= 2500 and row.reserved_bytes == 0
+    assert set(states) == {"ok", "impossible"} and row.used_bytes > 2500 - max(sizes.values())
+
+
+def test_a_storage_retired_beside_a_placement_gets_no_lock(world: World) -> None:
+    world.put("origin", {"f0": b"f 0 "}, "ds")
+    world.add_storage("c", "oslo", type="cup")
+    rule = world.declare("ds", 1, "type=cup")
+    with world.begin("retire") as tx:
+        tx.run("SELECT FROM storage_usage u JOIN storage s ON s.id = u.storage_id WHERE s.name = 'c' FOR UPDATE OF u")
+        judging = blocked(world, world.judge.run_once)
+        tx.run("UPDATE storage SET deleted_at = %(now)s WHERE name = 'c'")
+    assert judging.finish() == []
+    world.run(world.judge)
+    assert world.state(rule) == "impossible"
+    with world.begin() as tx:
+        assert tx.scalar("SELECT count(*) FROM lock") == 0
+
+
+def test_changes_are_folded_by_one_judge_at_a_time_and_once(world: World, other: Judge) -> None:
+    world.many("origin", 4)
+    world.declare("ds", 1, "a")
+    world.run(world.judge)
+    world.conveyor.run_once()
+    gate = Gate("judge.fold:before-commit")
+    first = gate.stops(world.judge.run_once)
+    world.many("origin", 2, prefix="late")
+    assert "changes" not in other.run_once().counts
+    gate.open(first)
+    settled(world)
+    with world.begin() as tx:
+        assert [(row.files, row.files_ok) for row in tx.rows("SELECT files, files_ok FROM lock")] == [(6, 6)]
+
+
+def test_a_rule_found_ok_while_one_of_its_replicas_is_harmed_is_counted_again(world: World, other: Judge) -> None:
+    world.many("origin", 2)
+    rule = world.declare("ds", 1, "a")
+    world.settle()
+    with world.begin() as tx:
+        rules.update(tx, rule, {"comment": "look again"})
+    gate = Gate("judge.place:before-commit")
+    first = gate.stops(world.judge.run_once)
+    turn(world, "bad")
+    with world.begin() as tx:
+        row = tx.one("SELECT did_id, storage_id FROM replica WHERE state = 'bad'")
+        assert row is not None
+        changes.add_by_storage(tx, ChangeKind.HARMED, [(row.did_id, row.storage_id)])
+    second = blocked(world, other.run_once)
+    gate.open(first, second)
+    world.run(world.judge)
+    assert world.state(rule) == "replicating"
+    settled(world)
+    assert world.state(rule) == "ok"
+
+
+def test_a_rule_found_ok_while_files_join_it_waits_for_them(world: World, other: Judge) -> None:
+    world.many("origin", 2)
+    rule = world.declare("ds", 1, "a")
+    world.run(world.judge, world.conveyor)
+    with world.begin() as tx:
+        tx.run("UPDATE rule SET state = 'replicating', next_judge_at = %(now)s")
+    gate = Gate("judge.place:before-commit")
+    first = gate.stops(world.judge.run_once)
+    world.many("origin", 2, prefix="late")
+    second = blocked(world, other.run_once)
+    gate.open(first, second)
+    assert world.state(rule) == "replicating"
+    world.check()
+    settled(world)
+    assert world.state(rule) == "ok"
