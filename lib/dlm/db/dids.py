@@ -104,7 +104,7 @@ class Wanted:
 def list_in_scope(tx: Tx, scope_id: int, wanted: Wanted, after: str = "", limit: int = 100) -> Sequence[Row[Any]]:
     """At most `limit` DIDs of the scope that have not ended, by name, after the name `after`.
 
-    One statement; with a query two, the first for plans that know its values.
+    One statement; with a pattern or query two, the first for plans that know the values.
     """
     values: dict[str, Any] = {}
 
@@ -112,17 +112,17 @@ def list_in_scope(tx: Tx, scope_id: int, wanted: Wanted, after: str = "", limit:
         values[f"v{len(values)}"] = value
         return f"%(v{len(values) - 1})s"
 
-    if wanted.query is not None:
+    if wanted.like is not None or wanted.query is not None:
         tx.run("SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true)")
-    base = """d.scope_id = %(scope_id)s AND d.name > %(after)s AND d.deleted_at IS NULL
-              AND (%(like)s::text IS NULL OR d.name LIKE %(like)s)
-              AND (%(kind)s::did_kind IS NULL OR d.kind = %(kind)s::did_kind)"""
+    base = "d.scope_id = %(scope_id)s AND d.name > %(after)s AND d.deleted_at IS NULL"
+    if wanted.like is not None:
+        base += f" AND d.name LIKE {bind(wanted.like)}"
+    if wanted.kind is not None:
+        base += f" AND d.kind = {bind(str(wanted.kind))}::did_kind"
     found = query.first_found(wanted.query or ANY, base, bind)
     return tx.rows(
         f"SELECT {_COLUMNS} FROM ({found}) AS found JOIN ({_FROM}) ON d.id = found.id ORDER BY d.name",
         scope_id=scope_id,
-        like=wanted.like,
-        kind=None if wanted.kind is None else str(wanted.kind),
         after=after,
         limit=limit,
         **values,
