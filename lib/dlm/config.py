@@ -86,7 +86,7 @@ class Settings:
     conveyor_threads: int = setting(4, "threads", "transfers at the same time in one process", 1, 256)
 
     reaper_interval_s: float = setting(5.0, "s", "longest sleep between two looks for work", 0.01, 3600)
-    reaper_batch: int = setting(1000, "replicas", "replicas taken in one pass", 1, 100_000)
+    reaper_batch: int = setting(5000, "replicas", "replicas taken in one pass", 1, 100_000)
     reaper_lease_s: float = setting(120.0, "s", "time within which a taken deletion must end", 1, DAY)
     reaper_undo_window_s: float = setting(86400.0, "s", "an unlocked replica is kept this long", 0, 365 * DAY)
 

@@ -90,7 +90,7 @@ def attach_bare(place: Place) -> dict[str, float]:
 def _attach_bare(tx: Tx) -> None:
     tx.run(
         """INSERT INTO attachment (parent_id, child_id, size_bytes)
-           SELECT (SELECT id FROM did WHERE name = 'ds'), id, size_bytes FROM did WHERE name LIKE 'new.%%' ORDER BY id"""
+           SELECT (SELECT id FROM did WHERE name = 'ds'), id, size_bytes FROM did d WHERE name LIKE 'new.%%' ORDER BY d.id"""
     )
     tx.run(
         """INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at)

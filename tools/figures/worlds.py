@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dlm.rooted import MARKER
 from dlm.types import Identity
 from figures.measuring import Place
 
+SMALL_BYTES = 1 << 20  # content is written for files up to here only
 ACTOR = Identity(1, "bench", frozenset({"admin"}))
 
 
@@ -63,6 +65,12 @@ def take_roots(place: Place) -> None:
             (root / MARKER).write_text(json.dumps({"id": row.uuid, "name": row.name}) + "\n")
 
 
+def write_files(root: Path, paths: Sequence[str], content: bytes) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+
+
 def judge_all(database: Database, **settings: object) -> None:
     """Run the judge until nothing is due."""
     judge = Judge(database, config.load(None, {}, {name: str(value) for name, value in settings.items()}))
@@ -70,43 +78,48 @@ def judge_all(database: Database, **settings: object) -> None:
         pass
 
 
-def files(tx: Tx, number: int, dataset: str = "ds", at: str | None = "origin") -> None:
-    """`number` files of 1,000 bytes in a dataset, with a verified replica at `at`."""
+def files(tx: Tx, number: int, dataset: str = "ds", at: str | None = "origin", size_bytes: int = 1000) -> None:
+    """`number` files of one size and content in a dataset, with a verified replica at `at`."""
     tx.run(
         """INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files, adler32, created_at)
-           SELECT 1, 'file', %(ds)s || '.' || i, 1, 1000, 1, '00000001', %(now)s FROM generate_series(1, %(n)s) i""",
+           SELECT 1, 'file', %(ds)s || '.' || i, 1, %(size)s, 1, %(adler32)s, %(now)s FROM generate_series(1, %(n)s) i""",
         ds=dataset,
+        size=size_bytes,
+        adler32=f"{zlib.adler32(b'x' * min(size_bytes, SMALL_BYTES)):08x}",
         n=number,
     )
     tx.run(
         """INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files, created_at)
-           VALUES (1, 'dataset', %(ds)s, 1, 1000::bigint * %(n)s, %(n)s, %(now)s)""",
+           VALUES (1, 'dataset', %(ds)s, 1, %(size)s::bigint * %(n)s, %(n)s, %(now)s)""",
         ds=dataset,
+        size=size_bytes,
         n=number,
     )
     tx.run(
         """INSERT INTO attachment (parent_id, child_id, size_bytes)
-           SELECT (SELECT id FROM did WHERE name = %(ds)s), id, 1000 FROM did WHERE kind = 'file' AND name LIKE %(ds)s || '.%%' ORDER BY did.id""",
+           SELECT (SELECT id FROM did WHERE name = %(ds)s), id, size_bytes FROM did WHERE kind = 'file' AND name LIKE %(ds)s || '.%%' ORDER BY did.id""",
         ds=dataset,
     )
     if at is not None:
-        replicas(tx, dataset, at)
+        replicas(tx, dataset, at, size_bytes)
 
 
-def replicas(tx: Tx, dataset: str, at: str) -> None:
+def replicas(tx: Tx, dataset: str, at: str, size_bytes: int = 1000) -> None:
     """Verified replicas of the dataset's files at a storage."""
     tx.run(
         """INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, verified_at, next_check_at)
-           SELECT child_id, (SELECT id FROM storage WHERE name = %(at)s), 'available', 1000, %(now)s, %(now)s, %(now)s + interval '30 days'
+           SELECT child_id, (SELECT id FROM storage WHERE name = %(at)s), 'available', %(size)s, %(now)s, %(now)s, %(now)s + interval '30 days'
              FROM attachment WHERE parent_id = (SELECT id FROM did WHERE name = %(ds)s) ORDER BY child_id""",
         at=at,
         ds=dataset,
+        size=size_bytes,
     )
     tx.run(
-        """UPDATE storage_usage SET used_files = n, used_bytes = n * 1000
+        """UPDATE storage_usage SET used_files = n, used_bytes = n * %(size)s::bigint
              FROM (SELECT count(*) AS n FROM replica r JOIN storage s ON s.id = r.storage_id WHERE s.name = %(at)s) r
             WHERE storage_id = (SELECT id FROM storage WHERE name = %(at)s)""",
         at=at,
+        size=size_bytes,
     )
 
 

@@ -35,7 +35,7 @@ from dlm.types import ChangeKind, ErrorClass, ProtocolRef, ReplicaState
 LATER_S = 600.0  # a replica that may not go, or could not be deleted, is looked at again after this
 REST_S = 900.0  # the longest a single effect of a worker that lost its lease may still take
 MARGIN_SHARE = 0.25  # of the lease: effects end this much before it does
-CHUNK_FILES = 250  # deleted in one call, with one flush
+CHUNK_FILES = 10_000  # deleted in one call, with one flush
 SPARE_SHARE = 0.1  # a storage that reaps when full is full when less of it is free
 JUMP_S = 3600.0  # the database's clock and this process's agree within this, or deletions stop
 
