@@ -209,7 +209,7 @@ class Story(RuleBasedStateMachine):
     # -- how it ends ------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """The faults stop, and every storage is looked through; in the end promises are kept, and nothing else stands."""
+        """The faults stop, every storage is looked through; then promises are kept, and nothing else stands."""
         for storage in sorted(self.away):
             self.move_root(storage)
         for _ in range(ROUNDS):

@@ -20,7 +20,7 @@ SMALL_LOCKS = 20_000
 
 
 def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
-    """Fill small locks together; (replicas made, whether more wait); at most ten statements."""
+    """Fill small locks together; (replicas made, whether more wait); at most twelve statements."""
     claimed = filling.claim_small(tx, SMALL_FILES, min(SMALL_LOCKS, limits.chunk_files))
     locks = _within(claimed, limits.chunk_files)
     if not locks:
@@ -45,7 +45,7 @@ def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
 
 
 def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
-    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most eleven statements."""
+    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most fourteen statements."""
     locks = filling.claim_large(tx, SMALL_FILES)
     if not locks:
         return 0, False
@@ -100,7 +100,7 @@ def _keep_promises(
 
 
 def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:
-    """Let go what small released locks held; (replicas let go, whether more wait); at most seven statements."""
+    """Let go what small released locks held; (replicas let go, whether more wait); at most ten statements."""
     claimed = letting_go.claim_small(tx, SMALL_FILES, min(SMALL_LOCKS, limits.chunk_files))
     locks = _within(claimed, limits.chunk_files)
     if not locks:
@@ -120,7 +120,7 @@ def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, boo
 
 
 def let_go_large(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:
-    """Let go the next chunk of a large dataset's released locks; (replicas let go, whether more wait); at most nine statements."""
+    """Let go the next chunk of a large dataset's released locks; (replicas let go, whether more wait); at most twelve statements."""
     locks = filling.claim_large(tx, SMALL_FILES, released=True)
     if not locks:
         return 0, False
