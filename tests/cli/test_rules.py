@@ -165,3 +165,36 @@ def test_a_rule_on_what_is_not_registered_is_refused(admin: Admin, eb: World) ->
         "rule", "add", "test:nope", "--copies", "1", "--on", "tier=1", status=1
     )
     assert "there is no rule" in admin.error("rule", "show", "01234567-89ab-cdef-0123-456789abcdef", status=1)
+
+
+def test_an_end_that_is_over_is_refused_and_nothing_is_declared(admin: Admin, eb: World) -> None:
+    for words, field in ((("--expires", "2020-01-01"), "is over: it is"), (("--lifetime", "0d"), "over at once")):
+        error = admin.error("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", *words, status=2)
+        assert field in error and "to end a rule now: dlm-admin rule cancel" in error
+    assert admin.lines("rule", "list") == []
+    rule = declare(admin)
+    assert "is over" in admin.error("rule", "set", rule, "--expires", "2020-01-01", status=2)
+    assert "over at once" in admin.error("rule", "set", rule, "--lifetime", "0d", status=2)
+
+
+def test_cancelling_says_how_long_one_can_change_ones_mind_and_the_second_time_that_it_has_ended(
+    admin: Admin, eb: World
+) -> None:
+    rule = declare(admin)
+    eb.settle()
+    until = admin.run("rule", "cancel", rule).stdout
+    assert "undo     until " in until and "declare a rule again and everything stays" in until
+    assert f"rule {rule} has ended already" in admin("rule", "cancel", rule)
+    eb.settle()
+    declare(admin)
+    eb.later(86_400 * 2)
+    assert eb.count("perth-t1") + eb.count("bern-t1") + eb.count("cape-t1") == 60
+
+
+def test_a_rule_that_stands_already_is_told_with_what_it_has_otherwise(admin: Admin, eb: World) -> None:
+    rule = declare(admin, "--lifetime", "30d")
+    words = ("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1")
+    error = admin.error(*words, status=1)
+    assert "already, differently: ends " in error and f"dlm-admin rule set {rule} --lifetime" in error
+    error = admin.error(*words, "--lifetime", "60d", "--spread", "site", "--grouping", "all", status=1)
+    assert "spread none, not site, grouping dataset, not all" in error

@@ -185,9 +185,16 @@ def look_at_rule(client: Client, uuid: str, started: float) -> Look:
 def cancel_rules(session: Session, uuids: Sequence[str]) -> None:
     """End rules: what they alone held waits in the undo window, then goes."""
     for uuid in uuids:
+        before = session.client.get(named("rules", uuid))
+        if before["state"] in ("letting_go", "gone"):
+            session.out.said(f"rule {uuid} has ended already, {shown_ago(before['state_since'])}", before)
+            continue
         item = session.client.delete(named("rules", uuid))
         files = counted(item["progress"]["files"], "replica")
-        session.out.said(f"rule {uuid} lets go: {files} no longer held by it wait in the undo window, then go", item)
+        until = item["undo_until"] and shown_moment(item["undo_until"])
+        undo = f"\n undo     until {until}: declare a rule again and everything stays" if until else ""
+        text = f"rule {uuid} lets go: {files} no longer held by it wait in the undo window, then go{undo}"
+        session.out.said(text, item)
 
 
 @rule.command("set")

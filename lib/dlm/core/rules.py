@@ -15,7 +15,7 @@ from dlm.core import dids, expression, names
 from dlm.core.accounts import get_account
 from dlm.core.authorize import authorize
 from dlm.core.storages import get_storage
-from dlm.db import changes, events, judging, rules, storages
+from dlm.db import changes, events, judging, rules, storages, tracing
 from dlm.db.engine import Tx
 from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound, QuotaExceeded
 from dlm.types import Grouping, Page, RuleState, Storage
@@ -25,6 +25,7 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]+")
 MAX_COMMENT = 1000
 MAX_LIFETIME_S = 1000 * 366 * 86_400
 MAX_KEY = 200
+OVER = "name a later end; to end a rule now: dlm-admin rule cancel RULE"
 CHANGEABLE = ("expires_at", "lifetime_s", "priority", "comment", "suspended", "locked", "activity")
 
 
@@ -68,6 +69,7 @@ def declare(tx: Tx, wishes: Sequence[Declaration]) -> list[DeclaredRule]:
     names.check_batch(len(wishes), "rules")
     for index, wish in enumerate(wishes):
         _check(wish, _field(wishes, index))
+        _check_end(tx, wish.expires_at, f"{_field(wishes, index)}expires_at")
     prepared = _prepare(tx, wishes)
     made = rules.add(tx, prepared)
     answers = [
@@ -94,7 +96,9 @@ def _check(wish: Declaration, at: str) -> None:
         raise InvalidInput(f"priority is {wish.priority}", field=f"{at}priority", hint="1 (low) to 5 (urgent)")
     if wish.lifetime_s is not None and wish.expires_at is not None:
         raise InvalidInput("both a lifetime and an end are given", field=f"{at}expires_at", hint="give one of them")
-    if wish.lifetime_s is not None and not 0 <= wish.lifetime_s <= MAX_LIFETIME_S:
+    if wish.lifetime_s is not None and wish.lifetime_s <= 0:
+        raise InvalidInput(f"a lifetime of {wish.lifetime_s:g} s is over at once", field=f"{at}lifetime_s", hint=OVER)
+    if wish.lifetime_s is not None and not wish.lifetime_s <= MAX_LIFETIME_S:
         raise InvalidInput(f"lifetime_s is {wish.lifetime_s}", field=f"{at}lifetime_s", hint="seconds from now, up to 1000 years")
     if wish.expires_at is not None and wish.expires_at.tzinfo is None:
         raise InvalidInput("expires_at has no time zone", field=f"{at}expires_at", hint="e.g. 2027-01-01T00:00:00Z")
@@ -105,6 +109,12 @@ def _check(wish: Declaration, at: str) -> None:
             names.check_text(value, f"{at}{key}", required=True)
     names.check_text(wish.comment, f"{at}comment")
     names.check_text(wish.activity, f"{at}activity", required=True)
+
+
+def _check_end(tx: Tx, expires_at: datetime | None, at: str) -> None:
+    """Refuse an end that is over: the promise would be lost without a word."""
+    if expires_at is not None and expires_at <= tx.now:
+        raise InvalidInput(f"{expires_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {tx.now:%Y-%m-%dT%H:%M:%SZ}", field=at, hint=OVER)
 
 
 def _prepare(tx: Tx, wishes: Sequence[Declaration]) -> list[rules.NewRule]:
@@ -225,12 +235,28 @@ def _repeated(tx: Tx, wish: Declaration, new: rules.NewRule, at: str) -> Declare
         if same:
             return DeclaredRule(standing.uuid, wish.did, False)
         raise Conflict("this key was used for another rule", field="Idempotency-Key", rule=standing.uuid)
-    raise Conflict(
-        f"rule {standing.uuid} asks for this already",
-        field=f"{at}did",
-        hint=f"look at it: dlm-admin rule show {standing.uuid}",
-        rule=standing.uuid,
-    )
+    differs = _differences(rules.get(tx, standing.uuid), new)
+    way = f"change it: dlm-admin rule set {standing.uuid} --lifetime …" if differs else f"look at it: dlm-admin rule show {standing.uuid}"
+    if differs and not differs[-1].startswith("ends"):  # only its end can be changed
+        way = f"dlm-admin rule show {standing.uuid}; to have it otherwise, cancel it and declare this one"
+    detail = f"rule {standing.uuid} asks for this already"
+    told = f"{detail}, differently: {', '.join(differs)}" if differs else detail
+    raise Conflict(told, field=f"{at}did", hint=way, rule=standing.uuid)
+
+
+def _differences(standing: Row[Any] | None, new: rules.NewRule) -> list[str]:
+    """What the standing rule has otherwise than the one asked for, its end last."""
+    if standing is None:
+        return []
+    pairs = [(key, getattr(standing, key), getattr(new, key)) for key in ("spread", "grouping", "weight")]
+    told = [f"{key} {had or 'none'}, not {asked or 'none'}" for key, had, asked in pairs if had != asked]
+    if standing.expires_at != new.expires_at:
+        told.append(f"ends {_end(standing.expires_at)}, not {_end(new.expires_at)}")
+    return told
+
+
+def _end(at: datetime | None) -> str:
+    return "never" if at is None else f"{at:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _facts(wish: Declaration) -> dict[str, Any]:
@@ -394,6 +420,7 @@ def _new_values(tx: Tx, wanted: Mapping[str, Any]) -> dict[str, Any]:
         lifetime_s=wanted.get("lifetime_s"), expires_at=wanted.get("expires_at"), activity=wanted.get("activity", "default"),
     )  # fmt: skip
     _check(probe, "")
+    _check_end(tx, wanted.get("expires_at"), "expires_at")
     values: dict[str, Any] = {name: wanted[name] for name in ("priority", "comment", "expires_at", "activity") if name in wanted}
     if "lifetime_s" in wanted:
         lifetime = wanted["lifetime_s"]
@@ -418,6 +445,15 @@ def cancel(tx: Tx, uuid: str) -> None:
     ended = rules.let_go(tx, [row.id], f"cancelled by {tx.actor.account}")
     events.record_many(tx, "rule", "cancelled", [(e.id, {"state": e.was}, {"state": "letting_go"}) for e in ended])
     changes.wake(tx, "judge")
+
+
+def undo_until(tx: Tx, uuid: str, undo_window_s: float) -> datetime | None:
+    """Until when at least everything stays that an ended rule held, so that it can be taken back; None: it held nothing.
+
+    `undo_window_s` is that of storages without one of their own. The window begins a little later, when the judge comes.
+    """
+    window_s = tracing.undo_window(tx, require(tx, uuid).id, undo_window_s)
+    return None if window_s is None else tx.now + timedelta(seconds=window_s)
 
 
 def end_due(tx: Tx, limit: int) -> tuple[int, bool]:

@@ -110,6 +110,16 @@ def rule_requests(tx: Tx, rule_id: int, limit: int) -> Sequence[Row[Any]]:
     )
 
 
+def undo_window(tx: Tx, rule_id: int, default_s: float) -> float | None:
+    """The shortest undo window, in seconds, of the storages at which a rule has locks; None without any; one statement."""
+    return tx.scalar(
+        """SELECT min(coalesce(s.undo_window_s, %(default_s)s))::float8
+             FROM lock l JOIN storage s ON s.id = l.storage_id WHERE l.rule_id = %(rule)s""",
+        rule=rule_id,
+        default_s=default_s,
+    )
+
+
 def storage_load(tx: Tx, storage_id: int) -> Row[Any]:
     """What waits at a storage: replicas by state, requests by state with the next due and an example error, open breakers; one statement."""
     row = tx.one(

@@ -12,7 +12,7 @@ from dlm.core.names import MAX_BATCH
 from dlm.types import Grouping, RuleState
 from dlm.web.access import permission
 from dlm.web.blueprint import Answer, Blueprint, PageQuery, page_of, paged
-from dlm.web.context import begin, listed, own
+from dlm.web.context import begin, listed, own, web
 from dlm.web.fields import Flag, Moment, Number, One, Whole, Words
 
 blp = Blueprint("rules", __name__, url_prefix="/rules", description="Promises: how many copies, where, for how long")
@@ -116,6 +116,14 @@ class Progress(Answer):
 
 class RuleDetails(Rule):
     progress = fields.Nested(Progress, required=True)
+
+
+class CancelledRule(RuleDetails):
+    undo_until = fields.AwareDateTime(
+        required=True,
+        allow_none=True,
+        metadata={"description": "until then at least, a new rule keeps everything; null: it held nothing"},
+    )
 
 
 class DeclaredRule(Answer):
@@ -228,13 +236,13 @@ def update_rule(body: dict[str, Any], rule: str) -> dict[str, Any]:
 
 @blp.route("/<rule>", methods=["DELETE"])
 @permission("rule.cancel")
-@blp.answers(RuleDetails)
+@blp.answers(CancelledRule)
 def cancel_rule(rule: str) -> dict[str, Any]:
     """Begin the end of a rule: what it alone held waits in the undo window, then goes"""
     with begin("rule.cancel") as tx:
         own(rules.require(tx, rule).account)
         rules.cancel(tx, rule)
-        return rules.get(tx, rule)
+        return {**rules.get(tx, rule), "undo_until": rules.undo_until(tx, rule, web().settings.reaper_undo_window_s)}
 
 
 @blp.route("/<rule>/locks")
