@@ -9,6 +9,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,12 +185,13 @@ def make_template(dsn: str) -> None:
 
 def in_process(act: Callable[..., Any], *arguments: Any) -> Any:
     """The result of `act` run in a process of its own, so that peak memory is that of one measurement."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(act, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(act, *arguments).result()
 
 
 def _prepare(dsn: str, prepare: Prepare, size: int, directory: Path) -> None:
     database = Database(dsn, statement_timeout_s=STATEMENT_TIMEOUT_S)
+    shutil.rmtree(directory / "files", ignore_errors=True)
     prepare(Place(database, size, directory))
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM ANALYZE")

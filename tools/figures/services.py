@@ -43,28 +43,12 @@ class Program:
             self.process.wait()
 
 
-class Web(Program):
-    """`dlm-web` on a free port, answering; with a token of the bench's account."""
+class Caller:
+    """A client of a web service that runs."""
 
-    def __init__(self, place: Place) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        super().__init__(place, "dlm.web.main", web_port=self.port, run_dir=place.directory)
-        with place.database.begin("bench.token", worlds.ACTOR) as tx:
-            self.token, _ = accounts.make_token(tx, "bench")
-
-    def __enter__(self) -> Web:
-        super().__enter__()
-        limit = time.monotonic() + START_S
-        while True:
-            try:
-                self.connect().close()
-                return self
-            except OSError:
-                if time.monotonic() > limit or (self.process and self.process.poll() is not None):
-                    raise
-                time.sleep(0.05)
+    def __init__(self, port: int, token: str) -> None:
+        self.port = port
+        self.token = token
 
     def connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
@@ -86,3 +70,26 @@ class Web(Program):
         connection.close()
         assert answer.status == status, text[:500]
         return seconds
+
+class Web(Program, Caller):
+    """`dlm-web` on a free port, answering; with a token of the bench's account."""
+
+    def __init__(self, place: Place) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        super().__init__(place, "dlm.web.main", web_port=self.port, run_dir=place.directory)
+        with place.database.begin("bench.token", worlds.ACTOR) as tx:
+            self.token, _ = accounts.make_token(tx, "bench")
+
+    def __enter__(self) -> Web:
+        super().__enter__()
+        limit = time.monotonic() + START_S
+        while True:
+            try:
+                self.connect().close()
+                return self
+            except OSError:
+                if time.monotonic() > limit or (self.process and self.process.poll() is not None):
+                    raise
+                time.sleep(0.05)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlm import config
-from dlm.core import sites, storages
+from dlm.core import rules, sites, storages
 from dlm.core.storages import NewProtocol, NewStorage
 from dlm.daemons.judge import Judge
 from dlm.db.engine import Database, Tx
@@ -69,6 +69,12 @@ def write_files(root: Path, paths: Sequence[str], content: bytes) -> None:
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content)
+
+
+def declare(database: Database, did: str, copies: int, on: str) -> str:
+    """The id of a new rule."""
+    with database.begin("bench.declare", ACTOR) as tx:
+        return rules.declare(tx, [rules.Declaration(did, copies, on)])[0].id
 
 
 def judge_all(database: Database, **settings: object) -> None:

@@ -1,0 +1,137 @@
+"""`small-rules`: rules on single files, over REST by 8 clients, and how fast the judge places them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+
+from dlm.core import rules
+from figures import worlds
+from figures.measuring import Bench, Figure, Place, Race
+from figures.services import Caller, Web
+
+CLIENTS, PROCESSES = 8, 2
+
+
+def measure(bench: Bench, files: int) -> Iterator[Figure]:
+    number = files // 50
+    rest = Race("small-rules-rest", "rules/s", prepare, post, "bare INSERT, 8 connections", post_bare)
+    yield from bench.run(rest, number)
+    waits = Race("small-rules-rest-p99", "ms", prepare, post_waits, "no yardstick")
+    yield from bench.run(waits, number, 1)
+    judged = Race("small-rules-judged", "rules/s", prepare, judge, "bare SQL, same rows", judge_bare, arrange=declare)
+    yield from bench.run(judged, files // 10)
+
+
+def prepare(place: Place) -> None:
+    with place.database.begin("bench.prepare") as tx:
+        worlds.base(tx)
+        worlds.files(tx, place.size)
+
+
+def body(number: int) -> str:
+    return json.dumps({"did": f"bench:ds.{number}", "copies": 2, "storages": "type=disk", "spread": "site"})
+
+
+def post(place: Place) -> dict[str, float]:
+    with Web(place) as web:
+        return {"": _post_all(web, place.size)[0]}
+
+
+def post_waits(place: Place) -> dict[str, float]:
+    with Web(place) as web:
+        return {"": worlds.percentiles(_post_all(web, place.size)[1])["p99"]}
+
+
+def _post_all(web: Caller, number: int) -> tuple[float, list[float]]:
+    """(seconds from the first POST to the last answer, seconds of each), from two processes with four clients each."""
+    shares = [range(1 + index, number + 1, PROCESSES) for index in range(PROCESSES)]
+    context = multiprocessing.get_context("fork")
+    with context.Pool(PROCESSES) as pool:
+        found = pool.starmap(_clients, [(web.port, web.token, list(share)) for share in shares])
+    start, end = min(item[0] for item in found), max(item[1] for item in found)
+    return end - start, [seconds for item in found for seconds in item[2]]
+
+
+def _clients(port: int, token: str, numbers: list[int]) -> tuple[float, float, list[float]]:
+    """(start, end, seconds of each POST) by four threads, each on a connection that stays."""
+    each = CLIENTS // PROCESSES
+    waits: list[float] = []
+    threads = [threading.Thread(target=_client, args=(port, token, numbers[index::each], waits)) for index in range(each)]
+    start = time.time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(waits) == len(numbers)
+    return start, time.time(), waits
+
+
+def _client(port: int, token: str, numbers: list[int], waits: list[float]) -> None:
+    web = Caller(port, token)
+    connection = web.connect()
+    for number in numbers:
+        start = time.perf_counter()
+        connection.request("POST", "/api/v1/rules", body(number), web.headers())
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status == 201, text
+        waits.append(time.perf_counter() - start)
+
+
+def post_bare(place: Place) -> None:
+    with place.database.begin("bench.bare") as tx:
+        tx.run("INSERT INTO expression (canonical) VALUES ('type=disk')")
+    shares = [range(1 + index, place.size + 1, CLIENTS) for index in range(CLIENTS)]
+    threads = [threading.Thread(target=_insert, args=(place, share)) for share in shares]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _insert(place: Place, numbers: range) -> None:
+    for number in numbers:
+        with place.database.begin("bench.bare") as tx:
+            tx.run(
+                """INSERT INTO rule (did_id, account_id, copies, expression_id, created_at, state_since, next_judge_at)
+                   SELECT id, 1, 2, 1, %(now)s, %(now)s, %(now)s FROM did WHERE scope_id = 1 AND name = %(name)s""",
+                name=f"ds.{number}",
+            )
+
+
+def declare(place: Place) -> None:
+    for start in range(1, place.size + 1, 10_000):
+        numbers = range(start, min(start + 10_000, place.size + 1))
+        with place.database.begin("bench.declare", worlds.ACTOR) as tx:
+            rules.declare(tx, [rules.Declaration(f"bench:ds.{i}", 2, "type=disk", spread="site") for i in numbers])
+
+
+def judge(place: Place) -> None:
+    worlds.judge_all(place.database)
+    with place.database.begin("bench.look") as tx:
+        assert tx.scalar("SELECT count(*) FROM rule WHERE state <> 'replicating'") == 0
+
+
+def judge_bare(place: Place) -> None:
+    with place.database.begin("bench.bare") as tx:
+        tx.run(
+            """INSERT INTO lock (did_id, storage_id, rule_id, files, size_bytes, created_at, fill_after)
+               SELECT r.did_id, s, r.id, 1, 1000, %(now)s, NULL FROM rule r, unnest(ARRAY[1, 2]) s ORDER BY 1, 2"""
+        )
+        tx.run(
+            """INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at)
+               SELECT did_id, s, 'copying', 1000, %(now)s FROM rule, unnest(ARRAY[1, 2]) s ORDER BY 1, 2"""
+        )
+        tx.run(
+            """INSERT INTO request (did_id, storage_id, size_bytes, created_at, next_attempt_at, priority)
+               SELECT did_id, s, 1000, %(now)s, %(now)s, 3 FROM rule, unnest(ARRAY[1, 2]) s ORDER BY 1, 2"""
+        )
+        tx.run(
+            """INSERT INTO event (at, object, object_id, action, actor)
+               SELECT %(now)s, 'rule', id, a, 'dlm' FROM rule, unnest(ARRAY['placed', 'replicating']) a"""
+        )
+        tx.run("UPDATE rule SET state = 'replicating', next_judge_at = %(now)s + interval '1 hour'")
