@@ -216,7 +216,7 @@ def unfinished(tx: Tx) -> dict[str, int]:
                   (SELECT count(*) FROM rule WHERE state = 'declared') AS declared,
                   (SELECT count(*) FROM rule WHERE state = 'letting_go') AS letting_go,
                   (SELECT count(*) FROM rule WHERE state = 'replicating') AS replicating,
-                  (SELECT count(*) FROM replica WHERE tombstone_at IS NOT NULL) AS tombstones,
+                  (SELECT count(*) FROM replica WHERE tombstone_at <= %(now)s) AS due,
                   (SELECT count(*) FROM replica WHERE state = 'unverified') AS unverified"""
     )
     return dict(row._mapping)
