@@ -16,9 +16,14 @@ from said import say, timed
 from dlm.cli.client import Client, at
 from dlm.cli.progress import Look, Rate, display, measured
 from dlm.cli.units import counted, shown_size
+from dlm.core.expression import canonical, parse
 from dlm.errors import DlmError
 
-WANTED = ("--copies", "2", "--on", "type=disk|type=vault", "--spread", "site", "--lifetime", "365d")
+STORAGES = ("perth-disk", "perth-vault", "bern-disk", "bern-vault")
+ON = "|".join(STORAGES)  # by name, so that no storage of the user's ever matches
+MADE_BY = "tools/quickstart"
+COMMENT = f"made by {MADE_BY}, which cancels it again"
+WANTED = ("--copies", "2", "--on", ON, "--spread", "site", "--lifetime", "365d", "--comment", COMMENT)
 STALLED_S = 120.0  # without any progress: something is wrong, and waiting longer would only hide it
 LOOK_S = 0.25
 LOST_SHARE, LOST_MOST = 0.012, 40
@@ -28,9 +33,15 @@ class Broken(DlmError):
     """What the tour promises did not happen."""
 
 
-def live_rules(client: Client, did: str) -> list[Any]:
-    """The rules on the DID that have not ended."""
-    return [rule for rule in client.items("/rules", did=did) if rule["state"] not in ("letting_go", "gone")]
+def live_rules(client: Client, did: str, *, is_own: bool) -> list[Any]:
+    """The rules on the DID that have not ended: the tour's own, or those of others."""
+    rules = [rule for rule in client.items("/rules", did=did) if rule["state"] not in ("letting_go", "gone")]
+    return [rule for rule in rules if made_here(rule) == is_own]
+
+
+def made_here(rule: dict[str, Any]) -> bool:
+    """True for a rule that a tour declared: it says so, and asks for the tour's storages by name."""
+    return bool(rule["comment"] == COMMENT and rule["storages"] == canonical(parse(ON)))
 
 
 class Promise:
@@ -51,13 +62,16 @@ class Promise:
         """Declare the rule, or take the one that an earlier tour left, and wait until it is ok."""
         began = time.monotonic()
         say(" A promise: two copies, at two different sites, for a year")
-        standing = live_rules(self.client, self.did)
+        standing = live_rules(self.client, self.did, is_own=True)
         if standing:
             self.rule = standing[0]["id"]
             say(f"   rule {self.rule} stands since an earlier tour")
         else:
             self.rule = self.asked("rule", "add", self.did, *WANTED)["id"]
-            say(f"   rule {self.rule}  {self.did}  2 × type=disk|type=vault  spread site")
+            say(f"   rule {self.rule}  {self.did}  2 × {ON}  spread site")
+        others = live_rules(self.client, self.did, is_own=False)
+        if others:
+            say(f"   {counted(len(others), 'rule')} of yours on it: the tour leaves what is not its own alone")
         self.wait(self.look_at_rule)
         seconds = time.monotonic() - began
         sites = " and ".join(sorted({name.split("-")[0] for name in self.places()}))
@@ -84,7 +98,8 @@ class Promise:
         """Remove some files of one storage behind dlm's back, have it checked, and wait until all are there again."""
         storage = next(name for name in self.places() if name.startswith("bern"))
         paths = self.remove_some(storage)
-        say(f" Something breaks: {counted(len(paths), 'file')} vanish from {storage} behind dlm's back")
+        verb = "vanishes" if len(paths) == 1 else "vanish"
+        say(f" Something breaks: {counted(len(paths), 'file')} {verb} from {storage} behind dlm's back")
         began = time.monotonic()
         check = self.asked("storage", "check", storage)
         if check["missing"] != len(paths) or check["state"] != "done":
@@ -101,10 +116,9 @@ class Promise:
 
     def remove_some(self, storage: str) -> list[Path]:
         """The files removed: 1.2 % of them, spread over all, at least one and at most 40."""
-        there = self.client.items("/replicas", storage=storage, state="available")
-        replicas = [replica for replica in there if replica["did"].startswith(f"{self.did}/")]
-        number = min(LOST_MOST, max(1, int(LOST_SHARE * len(replicas))))
-        chosen = replicas[:: max(1, len(replicas) // number)][:number]
+        there = [one for one in self.replicas() if one["storage"] == storage and one["state"] == "available"]
+        number = min(LOST_MOST, max(1, int(LOST_SHARE * len(there))))
+        chosen = there[:: max(1, len(there) // number)][:number]
         paths = [self.storages / storage / replica["path"] for replica in chosen]
         for path in paths:
             path.unlink()
@@ -117,44 +131,62 @@ class Promise:
 
     # -- explained ------------------------------------------------------------------------------------------------
 
-    def explain(self, storages: Sequence[str]) -> None:
+    def explain(self) -> None:
         """Show what a second rule would do, and why a file that was lost is where it is."""
         say(" What would a third copy take?")
-        site, kind = next(name for name in storages if name not in self.places()).split("-")
-        self.shown("rule", "plan", self.did, "--copies", "1", "--on", f"type={kind}&site={site}")
+        site, kind = next(name for name in STORAGES if name not in self.places()).split("-")
+        self.shown("rule", "plan", self.did, "--copies", "1", "--on", f"{site}-{kind}")
         say(" Why is a file where it is?")
         self.shown("why", self.lost)
 
     # -- let go ---------------------------------------------------------------------------------------------------
 
-    def let_go(self, storages: Sequence[str]) -> None:
-        """Cancel the rule and wait until what it made is deleted, on disk too."""
+    def let_go(self) -> None:
+        """Cancel the rule and wait until what it alone held is deleted, on disk too."""
         began = time.monotonic()
-        made = [self.storages / name / path for name, path in self.copies(storages)]
+        self.close_breakers()
+        made = self.copies()
         self.asked("rule", "cancel", self.rule)
-        self.wait(lambda: self.look_at_copies(storages, len(made)))
-        left = [str(path) for path in made if path.exists()]
+        self.wait(lambda: self.look_at_copies(len(made)))
+        gone = made - self.copies()
+        left = [str(path) for path in (self.storages / name / path for name, path in gone) if path.exists()]
         if left:
             raise Broken(f"{counted(len(left), 'file')} that the catalogue says are deleted are there, e.g. {left[0]}")
-        story = f"rule cancelled → {len(made):,} replicas wait 5 s in the undo window → deleted, each with its proof"
-        say(timed(f" Letting go: {story} → usage {shown_size(self.used(storages))}", time.monotonic() - began))
+        number = counted(len(gone), "replica")
+        story = f"rule cancelled → {number} wait 5 s in the undo window → deleted, each with its proof"
+        kept = f" · {len(made) - len(gone):,} stay: rules of yours hold them" if len(gone) < len(made) else ""
+        say(timed(f" Letting go: {story} → usage {shown_size(self.used())}{kept}", time.monotonic() - began))
 
-    def copies(self, storages: Sequence[str]) -> list[tuple[str, str]]:
-        """(storage, path) of every replica that the dataset's files have at the storages."""
-        replicas = self.client.items(at("replicas", self.did))
-        return [(replica["storage"], replica["path"]) for replica in replicas if is_kept(replica, storages)]
+    def close_breakers(self) -> None:
+        """Let deletions go on at the tour's storages, where a tour that was interrupted may have been stopped."""
+        for breaker in self.client.get("/breakers")["items"]:
+            if breaker["act"] == "delete" and breaker["storage"] in STORAGES:
+                self.client.delete(f"/breakers/{breaker['id']}")
 
-    def used(self, storages: Sequence[str]) -> int:
+    def copies(self) -> set[tuple[str, str]]:
+        """(storage, path) of every replica that the dataset's files have at the tour's storages."""
+        return {(replica["storage"], replica["path"]) for replica in self.replicas()}
+
+    def replicas(self) -> list[Any]:
+        """The dataset's replicas at the tour's storages; the row of a deleted one may rest for a while."""
+        every = self.client.items(at("replicas", self.did))
+        return [one for one in every if one["storage"] in STORAGES and one["state"] != "deleted"]
+
+    def used(self) -> int:
         """The bytes on the storages, and those promised to come; others' rules may have some there."""
         items = self.client.get("/usage/storages")["items"]
-        return sum(item["used_bytes"] + item["reserved_bytes"] for item in items if item["storage"] in storages)
+        return sum(item["used_bytes"] + item["reserved_bytes"] for item in items if item["storage"] in STORAGES)
 
-    def look_at_copies(self, storages: Sequence[str], total: int) -> Look:
-        left = len(self.copies(storages))
+    def look_at_copies(self, total: int) -> Look:
+        """How many are gone. What has no tombstone once the rule is gone is held by another rule."""
+        has_ended = self.client.get(f"/rules/{self.rule}")["state"] == "gone"
+        there = self.replicas()
+        dying = sum(one["tombstone_at"] is not None for one in there)
         breakers = self.client.get("/breakers")["items"]
         held = "; ".join(breaker["reason"] for breaker in breakers if breaker["act"] == "delete")
-        gone = total - left
-        return Look("letting go", gone, total, noun="replicas", is_over=left == 0, text=held, facts=left)
+        gone, is_over = total - len(there), has_ended and not dying
+        facts = (has_ended, dying, gone)
+        return Look("letting go", gone, total, noun="replicas", is_over=is_over, text=held, facts=facts)
 
     # -- running and waiting --------------------------------------------------------------------------------------
 
@@ -193,11 +225,6 @@ class Promise:
                 if sys.stderr.isatty():
                     shown.show(last, measured(last, rate.note(now, last.done)))
                 time.sleep(LOOK_S)
-
-
-def is_kept(replica: dict[str, Any], storages: Sequence[str]) -> bool:
-    """True for a replica at the storages that is not deleted; the row of a deleted one may rest for a while."""
-    return replica["storage"] in storages and replica["state"] != "deleted"
 
 
 def shown_command(words: Sequence[str]) -> str:

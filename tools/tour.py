@@ -15,16 +15,20 @@ import subprocess
 import sys
 import time
 import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from promise import Promise, live_rules
+from promise import MADE_BY, STORAGES, Promise, live_rules
 from said import done, failed, say
 from survey import Survey, differences, record, survey
 
 from dlm.cli.client import Client, at
+from dlm.cli.host import services
 from dlm.cli.session import Session
 from dlm.cli.units import counted, shown_size
 from dlm.config import load
@@ -38,7 +42,11 @@ SITES = {
     "bern": ("--country", "CH", "--city", "Bern", "--latitude", "46.95", "--longitude", "7.45"),
     "here": (),
 }
-STORAGES = ("perth-disk", "perth-vault", "bern-disk", "bern-vault")
+ORIGINAL = "your own files: the tour changes nothing here"
+UNDO_S = 5  # of the tour's storages only: nobody should have to wait for the end of the story
+# By default deleting more than half of a storage waits for a person. The tour lets all go that it made, on purpose and
+# however much; so the daemons run with these while it does, and with the usual ones again afterwards.
+GENEROUS = {"DLM_BREAKER_DELETE_SHARE": "1", "DLM_BREAKER_DELETE_FILES": "1000000000"}
 BATCH = 10_000
 GENERATIONS = 1000
 
@@ -64,18 +72,9 @@ interval_s = 1
 
 [reaper]
 interval_s = 1
-# A day by default. Here nobody should have to wait for the end of the story.
-undo_window_s = 5
 
 [auditor]
 interval_s = 2
-
-[breaker]
-# By default deleting more than half of a storage waits for a person. The tour lets all go that it made, on purpose,
-# and however much; and tours that follow each other must not add up.
-delete_share = 1
-delete_files = 1000000000
-window_s = 60
 """
 
 
@@ -167,13 +166,14 @@ def tour(place: Place, environment_s: float) -> None:
     client = place.client()
     prepare(place, client)
     found = survey(place.data, place.var)
-    dataset, storage = register(place, client, found)
+    dataset, files = register(place, client, found)
     say()
-    promise = Promise(client, place.admin, place.storages, f"{SCOPE}:{dataset}", len(found.files))
+    promise = Promise(client, place.admin, place.storages, f"{SCOPE}:{dataset}", files)
     promise.keep()
     promise.break_and_mend()
-    promise.explain(STORAGES)
-    promise.let_go(STORAGES)
+    promise.explain()
+    with generous(place):
+        promise.let_go()
     unchanged(place, before, len(found.files))
 
 
@@ -192,6 +192,23 @@ def start(place: Place) -> None:
     run(place, "services", "up")
     daemons = " ".join(sorted({item["name"] for item in place.client().get("/daemons")["items"]}))
     done("services", f"web on {settings.client_url}, daemons: {daemons or 'starting'}", time.monotonic() - began)
+
+
+@contextmanager
+def generous(place: Place) -> Iterator[None]:
+    """Daemons that delete without asking how much it is; at the end they run with the settings in dlm.cfg again."""
+    restart_daemons(place, GENEROUS)
+    try:
+        yield
+    finally:
+        restart_daemons(place, {})
+
+
+def restart_daemons(place: Place, extra: Mapping[str, str]) -> None:
+    settings = load(str(place.config))
+    daemons = next(service for service in services(Path(settings.run_dir).absolute()) if service.name == "daemons")
+    daemons.stop()
+    run(place, "services", "up", extra=extra)
 
 
 def free_port(first: int = 8410) -> int:
@@ -215,20 +232,31 @@ def prepare(place: Place, client: Client) -> None:
         if not is_there(client, "sites", name):
             run(place, "storages", "site", "add", name, *facts)
     for name in STORAGES:
-        if not is_there(client, "storages", name):
-            site, kind = name.split("-")
-            where = ("--site", site, "--type", kind, "--path", str(place.storages / name))
-            run(place, "storages", "storage", "add", name, *where)
+        root = place.storages / name
+        if is_there(client, "storages", name):
+            require_own(client, name, root)
+            continue
+        site, kind = name.split("-")
+        where = ("--site", site, "--type", kind, "--path", str(root), "--undo-window", f"{UNDO_S}s")
+        run(place, "storages", "storage", "add", name, *where)
     done("storages", "perth-disk perth-vault (site perth) · bern-disk bern-vault (site bern)")
+
+
+def require_own(client: Client, name: str, root: Path) -> None:
+    """Failed when a storage of this name stands elsewhere: then somebody else made it."""
+    if root_of(client, name) != str(root):
+        where = root_of(client, name)
+        raise Failed("storages", f"storage {name} in {where} is yours, not the tour's: name another --directory")
 
 
 def is_there(client: Client, noun: str, name: str) -> bool:
     return any(item["name"] == name for item in client.items(f"/{noun}"))
 
 
-def run(place: Place, step: str, *words: str) -> str:
+def run(place: Place, step: str, *words: str, extra: Mapping[str, str] | None = None) -> str:
     """What the dlm-admin command printed; Failed with its own words when it did not succeed."""
-    ended = subprocess.run(place.admin(*words), capture_output=True, text=True)
+    environment = {**os.environ, **(extra or {})}
+    ended = subprocess.run(place.admin(*words), capture_output=True, text=True, env=environment)
     if ended.returncode:
         raise Failed(step, f"dlm-admin {' '.join(words)}: {ended.stderr.strip() or ended.stdout.strip()}")
     return ended.stdout
@@ -237,81 +265,111 @@ def run(place: Place, step: str, *words: str) -> str:
 # ------------------------------------------------------------------------------------------------------- your data
 
 
-def register(place: Place, client: Client, found: Survey) -> tuple[str, str]:
-    """(dataset, storage) as which the directory's files are registered in place; what is there already is reused."""
+def register(place: Place, client: Client, found: Survey) -> tuple[str, int]:
+    """(dataset, number of files) as which the directory is registered in place; what is there already is reused.
+
+    A file's content never changes under its name. So what changed since an earlier tour is left out, and when files
+    changed or went, the rest comes as a dataset of its own, `pictures-2`.
+    """
     began = time.monotonic()
-    dataset, storage = home_of(place, client, found)
+    name, storage = names_of(place, client)
     if not is_there(client, "storages", storage):
-        reason = "your own files: the tour changes nothing here"
-        off = ("--write", "off", "--delete", "off", "--reason", reason)
+        off = ("--write", "off", "--delete", "off", "--reason", ORIGINAL)
         where = ("--site", "here", "--type", "original", "--path", str(place.data))
         run(place, "your data", "storage", "add", storage, *where, *off)
-    if not has_did(client, dataset):
-        run(place, "your data", "did", "add", f"{SCOPE}:{dataset}")
-    for start_at in range(0, len(found.files), BATCH):
-        files = [
-            {"name": f"{dataset}/{file.name}", "size_bytes": file.size_bytes, "path": file.path}
-            for file in found.files[start_at : start_at + BATCH]
-        ]
-        client.post("/replicas", {"storage": storage, "scope": SCOPE, "dataset": f"{SCOPE}:{dataset}", "files": files})
-    much = f"{counted(len(found.files), 'file')}, {shown_size(found.size_bytes)} in {place.data}"
+    known = {replica["path"]: replica for replica in client.items("/replicas", storage=storage)}
+    kept = [file for file in found.files if file.path not in known or is_as_it_was(file, known[file.path])]
+    if not kept:
+        raise Failed("your data", f"every file in {place.data} changed since an earlier tour: name another --directory")
+    files = [
+        {"name": name_of(known.get(file.path), f"{name}/{file.name}"), "size_bytes": file.size_bytes, "path": file.path}
+        for file in kept
+    ]
+    dataset = dataset_for(place, client, name, {f"{SCOPE}:{file['name']}" for file in files})
+    for start_at in range(0, len(files), BATCH):
+        some = files[start_at : start_at + BATCH]
+        client.post("/replicas", {"storage": storage, "scope": SCOPE, "dataset": f"{SCOPE}:{dataset}", "files": some})
+    much = f"{counted(len(kept), 'file')}, {shown_size(sum(file.size_bytes for file in kept))} in {place.data}"
     text = f"{much}, registered in place as {SCOPE}:{dataset} (read-only; nothing there will change)"
     done("your data", text, time.monotonic() - began)
     for reason, number in found.skipped.most_common():
         say(f"   left out: {number:,} × {reason}, e.g. {ascii(found.examples[reason])}")
-    return dataset, storage
+    if len(kept) < len(found.files):
+        say(f"   left out: {len(found.files) - len(kept):,} × changed since an earlier tour: a name keeps its content")
+    return dataset, len(kept)
 
 
-def home_of(place: Place, client: Client, found: Survey) -> tuple[str, str]:
-    """(dataset, storage) for the directory. Files that changed since an earlier tour come under names of their own.
-
-    A file's content never changes under its name; so when one did, all are registered anew as `pictures-2`.
-    """
+def names_of(place: Place, client: Client) -> tuple[str, str]:
+    """(name of the data, storage) for the directory; the storage is a new one, or the one an earlier tour made."""
     name = unicodedata.normalize("NFC", place.data.name)
     if not re.fullmatch(r"\w[\w .-]*", name) or name != name.strip():
         name = "data"
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")[:48] or "data"
     known = {item["name"] for item in client.items("/storages")}
-    for number in range(1, GENERATIONS):
-        suffix = f"-{number}" if number > 1 else ""
-        dataset, storage = f"{name}{suffix}", f"{plain}{suffix}"
-        if storage not in known and not has_did(client, dataset):
-            return dataset, storage
-        if storage in known and root_of(client, storage) == str(place.data):
-            if still_holds(client, storage, found):
-                return dataset, storage
-            end_rules(client, f"{SCOPE}:{dataset}")
-    raise Failed("your data", f"{place.data} was registered {GENERATIONS} times; remove {place.var} and start afresh")
+    for suffix in suffixes(place):
+        if f"{plain}{suffix}" not in known or is_original(client, f"{plain}{suffix}", place):
+            return f"{name}{suffix}", f"{plain}{suffix}"
+    raise AssertionError("suffixes() raises at its end")
+
+
+def dataset_for(place: Place, client: Client, name: str, files: set[str]) -> str:
+    """The dataset for the files: a new one, or that of an earlier tour which holds nothing else."""
+    for suffix in suffixes(place):
+        dataset = f"{name}{suffix}"
+        did = f"{SCOPE}:{dataset}"
+        item = found_did(client, did)
+        if item is None:
+            run(place, "your data", "did", "add", did, "--meta", f"made_by={MADE_BY}")
+            return dataset
+        if (item["metadata"] or {}).get("made_by") != MADE_BY:
+            continue
+        if all(child["did"] in files for child in client.items(at("contents", did))):
+            return dataset
+        end_rules(client, did)
+    raise AssertionError("suffixes() raises at its end")
+
+
+def suffixes(place: Place) -> Iterator[str]:
+    """'', '-2', '-3', …; Failed after very many."""
+    yield ""
+    yield from (f"-{number}" for number in range(2, GENERATIONS))
+    raise Failed("your data", f"{place.data} was shown {GENERATIONS} times; remove {place.var} and start afresh")
+
+
+def name_of(replica: dict[str, Any] | None, new: str) -> str:
+    """The name under which the file was registered, else the new one."""
+    return new if replica is None else str(replica["did"]).partition(":")[2]
+
+
+def is_as_it_was(file: Any, replica: dict[str, Any]) -> bool:
+    """True for a file as it was when it was registered: of its size, and not written since."""
+    if file.size_bytes != replica["size_bytes"] or replica["state"] in ("bad", "lost"):
+        return False
+    return bool(file.mtime_ns / 1e9 <= moment_s(replica["created_at"]))
 
 
 def end_rules(client: Client, did: str) -> None:
     """Cancel what a tour that was interrupted left on names that no later tour uses."""
-    for rule in live_rules(client, did):
+    for rule in live_rules(client, did, is_own=True):
         client.delete(f"/rules/{rule['id']}")
 
 
-def has_did(client: Client, dataset: str) -> bool:
+def found_did(client: Client, did: str) -> Any:
+    """The DID, None when there is none of this name."""
     try:
-        client.get(at("dids", f"{SCOPE}:{dataset}"))
+        return client.get(at("dids", did))
     except NotFound:
-        return False
-    return True
+        return None
+
+
+def is_original(client: Client, storage: str, place: Place) -> bool:
+    """True for the storage as which an earlier tour registered the directory; one that the user made is left alone."""
+    item = client.get(f"/storages/{storage}")
+    return bool(item["switch_reason"] == ORIGINAL and root_of(client, storage) == str(place.data))
 
 
 def root_of(client: Client, storage: str) -> str:
     return str(client.get(f"/storages/{storage}")["protocols"][0]["prefix"])
-
-
-def still_holds(client: Client, storage: str, found: Survey) -> bool:
-    """True when every file that was registered there is as it was then: there, of its size, not written since."""
-    files = {file.path: file for file in found.files}
-    for replica in client.items("/replicas", storage=storage):
-        file = files.get(replica["path"])
-        if file is None or file.size_bytes != replica["size_bytes"] or replica["state"] in ("bad", "lost"):
-            return False
-        if file.mtime_ns / 1e9 > moment_s(replica["created_at"]):
-            return False
-    return True
 
 
 def moment_s(text: str) -> float:

@@ -135,10 +135,37 @@ def test_the_tour_keeps_its_word_interrupted_again_and_after_a_change(visitor: V
     assert "nothing ran" in visitor.admin("down").stdout
     assert stats(visitor.data) == before
     assert visitor.proofs() - proofs == 2 * FILES
+    assert "undo_window" not in (visitor.var / "dlm.cfg").read_text()
+    assert "breaker" not in (visitor.var / "dlm.cfg").read_text()
 
     (visitor.data / "year 1" / "1.jpg").write_text("another picture")
     said = visitor.run("--check")
+    assert f"{FILES - 1} files" in said and "left out: 1 × changed since an earlier tour" in said
     assert "registered in place as demo:my pictures-2" in said and "usage 0 B" in said
+
+
+def test_a_second_tour_leaves_the_users_own_rules_storages_and_copies_alone(visitor: Visitor) -> None:
+    for number in range(20):
+        (visitor.data / f"{number}.jpg").write_bytes(b"x" * number)
+    visitor.run("--check")
+    assert visitor.admin("up").returncode == 0
+    own = visitor.data.parent / "own disk"
+    for words in (
+        ("site", "add", "home"),
+        ("storage", "add", "home-disk", "--site", "home", "--path", str(own), "--type", "disk"),
+        ("rule", "add", "demo:my pictures", "--copies", "1", "--on", "home-disk", "--watch"),
+        ("rule", "add", "demo:my pictures", "--copies", "1", "--on", "bern-disk", "--watch"),
+    ):
+        done = visitor.admin(*words)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    said = visitor.run("--check")
+    assert "2 rules of yours on it" in said and "20 stay: rules of yours hold them" in said
+    assert sum(path.suffix == ".jpg" for path in own.rglob("*")) == 20
+    assert visitor.admin("up").returncode == 0
+    assert visitor.admin("rule", "list", "--state", "ok", "--json").stdout.count('"state": "ok"') == 2
+    assert "undo window the server's" in visitor.admin("storage", "show", "home-disk").stdout
+    assert "reaper.undo_window_s  86400.0" in visitor.admin("config", "show", "reaper").stdout
 
 
 def test_much_data_is_not_touched_without_a_word(visitor: Visitor) -> None:
