@@ -198,3 +198,22 @@ def test_a_rule_that_stands_already_is_told_with_what_it_has_otherwise(admin: Ad
     assert "already, differently: ends " in error and f"dlm-admin rule set {rule} --lifetime" in error
     error = admin.error(*words, "--lifetime", "60d", "--spread", "site", "--grouping", "all", status=1)
     assert "spread none, not site, grouping dataset, not all" in error
+
+
+def test_a_destination_that_cannot_be_written_shows_in_rule_storage_and_status(admin: Admin, eb: World) -> None:
+    rule = str(admin.json("rule", "add", "test:eb", "--copies", "1", "--on", "bern-t1")["id"])
+    eb.run(eb.judge)
+    with eb.begin() as tx:  # as after a first attempt; tests may run as root, whom no directory refuses
+        tx.run(
+            """UPDATE request SET attempts = 1, next_attempt_at = %(now)s + interval '5 min', error_class = 'permission',
+                                  error = 'create ' || did_id || ': Permission denied'"""
+        )
+    shown = admin("rule", "show", rule)
+    assert shown.startswith(" replicating") and "reason   30 files wait: bern-t1: " in shown
+    assert "waits       30 copies wait: permission (create " in admin("storage", "show", "bern-t1")
+    status = admin("status")
+    assert "bern-t1: 30 copies wait: " in status and "dlm-admin why storage bern-t1" in status
+    assert "30 requests tried again now: 0 parked, 30 waiting" in admin("request", "retry", "--rule", rule)
+    eb.settle()
+    assert admin("rule", "show", rule).startswith(" ok")
+    assert "waits" not in admin("storage", "show", "bern-t1")

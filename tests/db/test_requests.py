@@ -382,17 +382,19 @@ def test_a_request_is_shown_or_not_found(yard: Yard) -> None:
             requests.get(tx, 99)
 
 
-def test_retry_queues_only_what_is_parked(yard: Yard, clock: ManualClock) -> None:
+def test_retry_makes_due_what_is_parked_or_waits(yard: Yard, clock: ManualClock) -> None:
     queued(yard, 3)
     yard.run("UPDATE request SET state = 'parked', attempts = 6, next_attempt_at = 'infinity' WHERE id < 3")
     with yard.database.begin("test") as tx:
-        assert requests.retry(tx, Filters(ids=[2, 3])) == 1
+        tx.run("UPDATE request SET next_attempt_at = %(now)s + interval '1 h', attempts = 3 WHERE id = 3")
+        assert requests.retry(tx, Filters(ids=[2, 3])) == (1, 1)
         assert tuple(tx.one("SELECT state, attempts, next_attempt_at FROM request WHERE id = 2")) == (
             "queued",
             0,
             clock.moment,
         )
-        assert requests.retry(tx, Filters()) == 1
+        assert tx.scalar("SELECT attempts FROM request WHERE id = 3") == 0
+        assert requests.retry(tx, Filters()) == (1, 0)
 
 
 def let_go(tx: Tx, dids: list[int], storage_id: int) -> int:

@@ -77,13 +77,13 @@ def _tried(session: Session, item: Item) -> None:
 
 @request.command("retry")
 @click.argument("number", metavar="REQUEST", required=False)
-@click.option("--rule", help="All parked requests that serve this rule.")
+@click.option("--rule", help="All that serve this rule.")
 @click.option("--storage", help="All to this destination.")
 @click.option("--did", "did_name", type=DID, help="All of this file or dataset.")
-@click.option("--all", "everything", is_flag=True, help="Every parked request there is.")
+@click.option("--all", "everything", is_flag=True, help="Every one there is.")
 @pass_session
 def retry(session: Session, number: str | None, did_name: str | None, everything: bool, **filters: Any) -> None:
-    """Try parked requests again now, with all their attempts."""
+    """Try requests that are parked, or wait for their next attempt, again now, with all their attempts."""
     which = {key: value for key, value in (*filters.items(), ("did", did_name)) if value is not None}
     if (number is not None) + bool(which) + everything != 1:
         raise InvalidInput("say which: a request, or --rule, --storage, --did, or --all", field="request")
@@ -92,4 +92,5 @@ def retry(session: Session, number: str | None, did_name: str | None, everything
         session.out.said(f"request {number} is tried again now", item)
         return
     item = session.client.post("/requests/retry", which)
-    session.out.said(f"{counted(item['retried'], 'request')} tried again now", item)
+    were = f": {item['parked']:,} parked, {item['waited']:,} waiting" if item["retried"] else ""
+    session.out.said(f"{counted(item['retried'], 'request')} tried again now{were}", item)

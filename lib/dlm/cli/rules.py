@@ -134,6 +134,7 @@ def show_rule(session: Session, uuid: str) -> None:
     item = session.client.get(named("rules", uuid))
     why = session.client.get(named("why", "rules", uuid))
     locks = list(session.client.items(named("rules", uuid, "locks"), 1000))
+    item = item | {"reason": why["reason"]}
     session.out.object(item | {"next": why["next"]})
     for line in showing.rule(item, locks, why["next"]):
         session.out.line(line)

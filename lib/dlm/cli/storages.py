@@ -72,7 +72,10 @@ def list_storages(session: Session, limit: int | None) -> None:
 @pass_session
 def show_storage(session: Session, name: str) -> None:
     """One storage."""
-    _show(session, session.client.get(named("storages", name)))
+    item = session.client.get(named("storages", name))
+    why = session.client.get(named("why", "storages", name))
+    waits = [step["text"] for step in why["chain"] if step["step"] == "waits"]
+    _show(session, {**item, "waits": waits})
 
 
 def _show(session: Session, item: Item) -> None:
@@ -81,6 +84,7 @@ def _show(session: Session, item: Item) -> None:
         ("uuid", item["uuid"]),
         ("site", " ".join(filter(None, (item["site"], item["country"])))),
         ("state", state(item)),
+        *(("waits", text) for text in item.get("waits", ())),
         ("type", f"{item['type']}, phase {item['phase']}"),
         ("capacity", _capacity(item)),
         ("attributes", item["attributes"] or "none"),

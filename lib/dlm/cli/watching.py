@@ -187,6 +187,11 @@ def _storages(storages: Item) -> Iterator[str]:
     if len(odd) > 5:
         parts.append(f"{len(odd) - 5} more ←")
     yield safe(f" storages   {'   '.join(parts)}")
+    for group in storages["held_up"][:5]:
+        verb = "copy waits" if group["files"] == 1 else "copies wait"
+        yield safe(
+            f"            {group['storage']}: {group['files']:,} {verb}: {group['error_class'].replace('_', ' ')} ←"
+        )
 
 
 def _reasons(item: Item) -> dict[str, Any]:
@@ -218,5 +223,7 @@ def _commands(item: Item) -> Iterator[str]:
     for storage in item["storages"]["look_at"][:5]:
         if not storage["is_available"]:
             yield f"dlm-admin why storage {storage['name']}"
+    for name in dict.fromkeys(group["storage"] for group in item["storages"]["held_up"][:5]):
+        yield f"dlm-admin why storage {name}"
     if item["breakers"]:
         yield "dlm-admin breaker list"

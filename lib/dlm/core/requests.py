@@ -40,21 +40,21 @@ def get_request(tx: Tx, uuid: str) -> tuple[Row[Any], Sequence[Row[Any]]]:
     return row, requests.attempts_of(tx, row.did_id, row.storage_id)
 
 
-def retry(tx: Tx, which: Which) -> int:
-    """Try the parked ones among these again now, with all their attempts; how many."""
-    number = requests.retry(tx, _filters(tx, which))
-    if number:
+def retry(tx: Tx, which: Which) -> tuple[int, int]:
+    """Try those that are parked or wait again now, with all their attempts: (how many were parked, how many waited)."""
+    parked, waited = requests.retry(tx, _filters(tx, which))
+    if parked or waited:
         asked = {key: value for key in ("rule", "storage", "did") if (value := getattr(which, key))}
-        events.record(tx, "request", 0, "retried", after={"number": number, **asked})
-    return number
+        events.record(tx, "request", 0, "retried", after={"parked": parked, "waited": waited, **asked})
+    return parked, waited
 
 
 def retry_one(tx: Tx, uuid: str) -> None:
-    """Try a parked request again now. Conflict when it is not parked."""
+    """Try a request that is parked or waits again now. Conflict when it is on its way, or due."""
     row = requests.get(tx, request_id_from_uuid(uuid))
-    if not requests.retry(tx, requests.Filters(ids=[row.id])):
-        hint = f"next attempt {row.next_attempt_at:%Y-%m-%d %H:%M:%S} UTC"
-        raise Conflict(f"request {uuid} is {row.state}, not parked", field="request", hint=hint)
+    if not any(requests.retry(tx, requests.Filters(ids=[row.id]))):
+        state = "being copied" if row.state == RequestState.ACTIVE else "due"
+        raise Conflict(f"request {uuid} is {state} already", field="request", hint="see: dlm-admin daemon status")
     events.record(tx, "request", row.id, "retried", before={"error_class": row.error_class, "error": row.error})
 
 

@@ -12,7 +12,7 @@ ALIVE_S = 60.0
 
 
 def overview(tx: Tx) -> dict[str, Any]:
-    """Promises by state, queues, storages that need a look, open breakers, daemons; six statements."""
+    """Promises by state, queues, storages that need a look, open breakers, daemons; seven statements."""
     rules = status.rules_by_state(tx)
     waiting = status.queues(tx)
     oldest_s = (tx.now - waiting.due_at).total_seconds() if waiting.due_at else None
@@ -36,6 +36,7 @@ def overview(tx: Tx) -> dict[str, Any]:
         "storages": {
             "total": status.count_storages(tx),
             "look_at": [row._asdict() for row in status.storages_with_news(tx)],
+            "held_up": [row._asdict() for row in status.copies_held_up(tx)],
         },
         "breakers": [
             {"id": b.id, "storage": b.storage, "act": b.act, "reason": b.reason} for b in breakers.list_all(tx)

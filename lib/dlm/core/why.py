@@ -206,19 +206,34 @@ def rule(tx: Tx, uuid: str) -> dict[str, Any]:
     chain = [_step("wanted", row.created_at, f"{row.account} asks {row.copies or '*'} × {row.storages} for {shown['did']}")]
     happened = reversed(events.list_for(tx, "rule", row.id, MOST))
     chain += [_happened(event) for event in happened if event.action != "declared"]
+    waiting = tracing.rule_requests(tx, row.id, MOST)
     chain += [
-        _step("waits", s.next_attempt_at, f"{s.files} files {s.state} at {s.storage}" + (f": {s.error}" if s.error else ""), storage=s.storage)
-        for s in tracing.rule_requests(tx, row.id, MOST)
+        _step("waits", s.next_attempt_at, f"{s.files:,} {_files(s.files)} {s.state} for {s.storage}" + (f": {s.error}" if s.error else ""), storage=s.storage)
+        for s in waiting
     ]
     return {
         "rule": row.uuid,
         "did": shown["did"],
         "state": row.state,
-        "reason": row.reason,
+        "reason": row.reason or _held_up(waiting),
         "progress": shown["progress"],
         "chain": chain,
         "next": _next(row.next_judge_at, _NEXT_OF_RULE[RuleState(row.state)]),
     }
+
+
+def _files(number: int) -> str:
+    return "file" if number == 1 else "files"
+
+
+def _held_up(waiting: Sequence[Row[Any]]) -> str | None:
+    """What holds up most files of a rule that is not stuck yet; None when nothing failed."""
+    failed = [group for group in waiting if group.error_class is not None and group.state != RequestState.ACTIVE]
+    if not failed:
+        return None
+    most = max(failed, key=lambda group: group.files)
+    verb = "waits" if most.files == 1 else "wait"
+    return f"{most.files:,} {_files(most.files)} {verb}: {most.storage}: {most.error or most.error_class.replace('_', ' ')}"
 
 
 def _happened(event: Row[Any]) -> Step:
@@ -270,10 +285,10 @@ def storage(tx: Tx, name: str) -> dict[str, Any]:
         chain.append(_step("held", None, f"switched off: {', '.join(off)} ({row.switch_reason})", switches=off))
     for breaker in load.breakers or []:
         chain.append(_step("held", datetime.fromisoformat(breaker["since"]), f"breaker against {breaker['act']} opened by {breaker['by']}: {breaker['reason']}"))
-    if load.error:
-        chain.append(_step("waits", load.next_attempt_at, f"among its requests: {load.error}"))
+    for group in load.waits or []:
+        chain.append(_step("waits", datetime.fromisoformat(group["at"]), copies_wait(group["files"], group["error_class"], group["error"])))
     if load.findings:
-        chain.append(_step("checked", None, f"{load.findings} files in doubt"))
+        chain.append(_step("checked", None, f"{load.findings:,} {_files(load.findings)} in doubt"))
     return {
         "storage": name,
         "site": row.site,
@@ -284,6 +299,12 @@ def storage(tx: Tx, name: str) -> dict[str, Any]:
         "chain": chain,
         "next": _next_of_storage(load),
     }
+
+
+def copies_wait(number: int, error_class: str, example: str | None = None) -> str:
+    """'112 copies wait: permission (open …: Permission denied)'."""
+    text = f"{number:,} {'copy waits' if number == 1 else 'copies wait'}: {error_class.replace('_', ' ')}"
+    return f"{text} ({example})" if example else text
 
 
 def _next_of_storage(load: Row[Any]) -> dict[str, Any]:

@@ -366,17 +366,21 @@ def attempts_of(tx: Tx, did_id: int, storage_id: int, limit: int = 100) -> Seque
     )
 
 
-def retry(tx: Tx, filters: Filters) -> int:
-    """Queue the parked requests among these now, with all their attempts again; their number; two statements."""
-    done = tx.run(
-        f"""WITH held AS (SELECT q.id FROM request q WHERE q.state = 'parked' AND {_MATCHES}
-                          ORDER BY q.did_id, q.storage_id FOR UPDATE OF q)
-            UPDATE request r SET state = 'queued', attempts = 0, next_attempt_at = %(now)s
-              FROM held WHERE r.id = held.id""",
+def retry(tx: Tx, filters: Filters) -> tuple[int, int]:
+    """Make these due now, with all their attempts again: (how many were parked, how many waited); two statements."""
+    done = tx.one(
+        f"""WITH held AS (SELECT q.id, q.state FROM request q
+                           WHERE (q.state = 'parked' OR q.state = 'queued' AND q.next_attempt_at > %(now)s) AND {_MATCHES}
+                           ORDER BY q.did_id, q.storage_id FOR UPDATE OF q),
+                 done AS (UPDATE request r SET state = 'queued', attempts = 0, next_attempt_at = %(now)s
+                            FROM held WHERE r.id = held.id RETURNING held.state)
+            SELECT count(*) FILTER (WHERE state = 'parked') AS parked, count(*) FILTER (WHERE state = 'queued') AS waited
+              FROM done""",
         **_values(filters),
-    ).rowcount
+    )
+    assert done is not None
     changes.wake(tx, "conveyor")
-    return done
+    return done.parked, done.waited
 
 
 def counts_by_state(tx: Tx) -> Sequence[Row[Any]]:

@@ -52,6 +52,17 @@ def storages_with_news(tx: Tx) -> Sequence[Row[Any]]:
     )
 
 
+def copies_held_up(tx: Tx) -> Sequence[Row[Any]]:
+    """(storage, error_class, files) of copies to come that failed and wait, the most first; one statement."""
+    return tx.rows(
+        """SELECT s.name AS storage, q.error_class, count(*) AS files
+             FROM (SELECT storage_id, error_class FROM request
+                    WHERE state = 'queued' AND error_class IS NOT NULL LIMIT %(most)s) q
+             JOIN storage s ON s.id = q.storage_id GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT 10""",
+        most=COUNTED,
+    )
+
+
 def count_storages(tx: Tx) -> int:
     """Storages that are not deleted; one statement."""
     return int(tx.scalar("SELECT count(*) FROM storage WHERE deleted_at IS NULL"))

@@ -96,9 +96,10 @@ def proofs(tx: Tx, did_id: int, storage_id: int | None, limit: int) -> Sequence[
 
 
 def rule_requests(tx: Tx, rule_id: int, limit: int) -> Sequence[Row[Any]]:
-    """The requests under a rule's locks, by storage, state and error: (storage, state, error, files, next_attempt_at); one statement."""
+    """The requests under a rule's locks, by storage, state and class of error, with an example error; one statement."""
     return tx.rows(
-        """SELECT s.name AS storage, q.state, q.error, count(*) AS files, min(q.next_attempt_at) AS next_attempt_at
+        """SELECT s.name AS storage, q.state, q.error_class, min(q.error) AS error, count(*) AS files,
+                  min(q.next_attempt_at) AS next_attempt_at
              FROM lock l
             CROSS JOIN LATERAL (SELECT child_id AS did_id FROM attachment WHERE parent_id = l.did_id UNION ALL SELECT l.did_id) f
              JOIN request q ON q.did_id = f.did_id AND q.storage_id = l.storage_id
@@ -126,7 +127,9 @@ def storage_load(tx: Tx, storage_id: int) -> Row[Any]:
         """SELECT (SELECT jsonb_object_agg(state, n) FROM (SELECT state, count(*) AS n FROM replica WHERE storage_id = %(id)s GROUP BY 1) r) AS replicas,
                   (SELECT jsonb_object_agg(state, n) FROM (SELECT state, count(*) AS n FROM request WHERE storage_id = %(id)s GROUP BY 1) q) AS requests,
                   (SELECT min(next_attempt_at) FROM request WHERE storage_id = %(id)s AND state = 'queued') AS next_attempt_at,
-                  (SELECT error FROM request WHERE storage_id = %(id)s AND error IS NOT NULL ORDER BY state DESC, id LIMIT 1) AS error,
+                  (SELECT jsonb_agg(w ORDER BY files DESC) FROM (
+                      SELECT error_class, min(error) AS error, count(*) AS files, min(next_attempt_at) AS at FROM request
+                       WHERE storage_id = %(id)s AND state <> 'active' AND error_class IS NOT NULL GROUP BY 1) w) AS waits,
                   (SELECT min(tombstone_at) FROM replica WHERE storage_id = %(id)s AND tombstone_at IS NOT NULL) AS next_tombstone_at,
                   (SELECT count(*) FROM replica WHERE storage_id = %(id)s AND tombstone_at IS NOT NULL) AS tombstoned,
                   (SELECT count(*) FROM finding WHERE storage_id = %(id)s) AS findings,

@@ -65,6 +65,8 @@ class RequestDetails(Request):
 
 class Retried(Answer):
     retried = fields.Integer(required=True)
+    parked = fields.Integer(required=True, metadata={"description": "of them were parked"})
+    waited = fields.Integer(required=True, metadata={"description": "of them waited for their next attempt"})
 
 
 def _request(row: Any) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def show_request(uuid: str) -> dict[str, Any]:
 @permission("request.retry")
 @blp.answers(RequestDetails)
 def retry_request(uuid: str) -> dict[str, Any]:
-    """Try a parked request again now, with all its attempts"""
+    """Try a request that is parked or waits again now, with all its attempts"""
     with begin("request.retry") as tx:
         requests.retry_one(tx, uuid)
         return _details(tx, uuid)
@@ -114,6 +116,7 @@ def retry_request(uuid: str) -> dict[str, Any]:
 @blp.arguments(RetryBody)
 @blp.answers(Retried)
 def retry_requests(body: dict[str, Any]) -> dict[str, Any]:
-    """Try all parked requests of a rule, storage or DID again now; of everything when none is named"""
+    """Try all requests that are parked or wait, of a rule, storage or DID, again now; all when none is named"""
     with begin("request.retry") as tx:
-        return {"retried": requests.retry(tx, requests.Which(**body))}
+        parked, waited = requests.retry(tx, requests.Which(**body))
+    return {"retried": parked + waited, "parked": parked, "waited": waited}
