@@ -19,12 +19,12 @@ from dlm.clock import ManualClock
 from dlm.core import consequences, folding, placing
 from dlm.core.judge import Placement
 from dlm.core.placing import Limits
-from dlm.db import changes, events, filling, judging, letting_go, rules, status, storages, tracing, usage
+from dlm.db import changes, counting, events, filling, judging, letting_go, rules, status, storages, tracing, usage
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database, Tx
 from dlm.types import ChangeKind, RuleState
 
-MODULES = (rules, judging, filling, letting_go, changes, events, usage, storages, tracing, status)
+MODULES = (rules, judging, counting, filling, letting_go, changes, events, usage, storages, tracing, status)
 FEW, MANY = 10, 900
 
 
@@ -204,6 +204,7 @@ CALLS: dict[str, Call] = {
     "judging.hint": lambda tx, r: judging.hint(tx, r.pairs, ok=1),
     "judging.wake_complete": lambda tx, r: judging.wake_complete(tx, r.rules),
     "judging.count_copies": lambda tx, r: judging.count_copies(tx, r.rules, ["available"]),
+    "counting.count_by_exceptions": lambda tx, r: counting.count_by_exceptions(tx, r.rules, ["available"]),
     "judging.parked_reasons": lambda tx, r: judging.parked_reasons(tx, r.rules),
     "judging.files_to_place": lambda tx, r: judging.files_to_place(tx, [r.dataset], 0, r.number),
     "judging.file_classes": lambda tx, r: judging.file_classes(tx, r.of_dataset, r.files, [2, 3]),
@@ -220,6 +221,8 @@ CALLS: dict[str, Call] = {
     "filling.claim_large": lambda tx, r: filling.claim_large(tx, 5),
     "filling.chunk_end": lambda tx, r: filling.chunk_end(tx, r.dataset, 0, r.number),
     "filling.mark_filled": mark,
+    "filling.fill_again": lambda tx, r: filling.fill_again(tx, r.rules),
+    "filling.recount_large": lambda tx, r: filling.recount_large(tx, **r.columns, rules=r.rules),
     "filling.recount": lambda tx, r: filling.recount(tx, **r.columns, rules=r.rules),
     "letting_go.let_go": lambda tx, r: letting_go.let_go(
         tx, letting_go.PAIRS, delta(r), undo_window_s=1, **{**r.columns, "storages": many(r.origin, r)}

@@ -15,7 +15,8 @@ from dlm.core.placing import Limits
 from dlm.db import changes, filling, judging, letting_go, rules, usage
 from dlm.db.engine import Tx
 
-SMALL_FILES = 1000  # a lock of at most so many files is filled beside others, a larger one in chunks of its own
+SMALL_FILES = filling.LARGE_FILES  # a lock of at most so many files is filled beside others
+LOOKS_PER_WRITE = 10  # files are looked at so much faster than they are written
 SMALL_LOCKS = 20_000
 
 
@@ -49,14 +50,16 @@ def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
     locks = filling.claim_large(tx, SMALL_FILES)
     if not locks:
         return 0, False
-    upto = filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, max(1, limits.chunk_files // _storages(locks)))
+    is_there = not any(lock.promised_bytes for lock in locks)
+    limit = limits.chunk_files * (LOOKS_PER_WRITE if is_there else 1)
+    upto = filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, max(1, limit // _storages(locks)))
     if upto is None:
         rules.hold(tx, {lock.rule_id for lock in locks})
     delta = usage.StorageDelta()
     lanes = {lock.storage_id: lock for lock in sorted(locks, key=lambda lock: lock.priority)}
     filled = filling.fill(
         tx,
-        filling.CHUNK,
+        filling.CHUNK_LACKING if is_there else filling.CHUNK,
         delta,
         did_id=locks[0].did_id,
         after=locks[0].fill_after,

@@ -18,7 +18,7 @@ from dlm.core.judge import Copies, Decision, RuleView, UnitView
 from dlm.core.ledger import Ledger, Replan
 from dlm.core.placement import Budget, Present, Wish
 from dlm.core.sharing import FileClass, Sharing, shares
-from dlm.db import dids, events, judging, letting_go, rules, storages
+from dlm.db import counting, dids, events, filling, judging, letting_go, rules, storages
 from dlm.db.engine import Tx
 from dlm.errors import InvalidInput
 from dlm.types import DidKind, Grouping, RuleState, Storage
@@ -331,8 +331,8 @@ def _grade(
     tx: Tx, due: Sequence[Row[Any]], messages: Mapping[int, str], placed: Mapping[int, int], limits: Limits
 ) -> Sequence[Row[Any]]:
     """Count what needs counting and write every rule's state; the rows whose state changed; at most three statements."""
-    to_count = [row.id for row in due if not placed.get(row.id)]
-    counted = _count(tx, to_count, limits.good_states) if to_count else {}
+    to_count = {row.id for row in due if not placed.get(row.id)}
+    counted = _count(tx, [row for row in due if row.id in to_count], limits.good_states)
     states = []
     for row in due:
         grade = judge.grade(counted.get(row.id, Copies()) if row.id in to_count else _COMING, messages.get(row.id))
@@ -347,12 +347,28 @@ def _grade(
 
 
 _COMING = Copies(files=1, is_filled=False)
+LARGE_FILES = 1000  # up to here counting every file costs less than to think
 
 
-def _count(tx: Tx, rule_ids: Sequence[int], good_states: Sequence[str]) -> dict[int, Copies]:
+def _count(tx: Tx, due: Sequence[Row[Any]], good_states: Sequence[str]) -> dict[int, Copies]:
+    """What stands under the rules. A large one that is not ok yet is told by what is out of order, if that is sure; one
+    that is ok is counted file by file: that is the resync, which finds what all else missed."""
     by_rule: dict[int, list[Row[Any]]] = defaultdict(list)
-    for row in judging.count_copies(tx, rule_ids, good_states):
+    large = [row.id for row in due if row.files > LARGE_FILES and row.state != RuleState.OK and row.grouping != Grouping.NONE]
+    unsure = {row.id for row in due} - set(large)
+    for row in counting.count_by_exceptions(tx, large, good_states) if large else ():
         by_rule[row.rule_id].append(row)
+        if not row.is_sure:
+            unsure.add(row.rule_id)
+    for rule_id in unsure:
+        by_rule.pop(rule_id, None)
+    gaps = set()
+    for row in judging.count_copies(tx, sorted(unsure), good_states) if unsure else ():
+        by_rule[row.rule_id].append(row)
+        if row.is_filled and row.absent:
+            gaps.add(row.rule_id)
+    if gaps:
+        filling.fill_again(tx, sorted(gaps))
     parked = [rule_id for rule_id, found in by_rule.items() if any(row.parked for row in found)]
     reasons = judging.parked_reasons(tx, parked) if parked else {}
     return {

@@ -18,6 +18,7 @@ from dlm.db.engine import Tx
 from dlm.db.usage import StorageDelta
 
 LAST = 2**63 - 1  # beyond every id
+LARGE_FILES = 1000  # a lock of more files is filled in chunks of its own
 
 # The files of one dataset between two ids, at several storages: a chunk of a large dataset.
 CHUNK = """
@@ -25,6 +26,11 @@ CHUNK = """
       FROM attachment a
      CROSS JOIN unnest(%(storages)s::int[], %(priorities)s::smallint[], %(activities)s::text[]) AS s (storage_id, priority, activity)
      WHERE a.parent_id = %(did_id)s AND a.child_id > %(after)s AND a.child_id <= %(upto)s"""
+
+# The same where the planner saw everything there already: only what is not, to be found by looking once.
+CHUNK_LACKING = f"""{CHUNK}
+       AND NOT EXISTS (SELECT FROM replica r WHERE r.did_id = a.child_id AND r.storage_id = s.storage_id
+                          AND r.state IN ('available', 'unverified'))"""
 
 # All files of many small locks.
 LOCKS = f"""
@@ -106,6 +112,8 @@ def fill(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
     """Make replicas and requests for the wish, adding the bytes reserved to `delta`; one to three statements."""
     rows = tx.rows(_MAKE.format(wish=wish), **values)
     made = {row.storage_id: (row.files, row.bytes) for row in rows if row.files}
+    if not rows[-1].wished:
+        return Filled({}, 0, was_empty=False)
     for storage_id, (_, size) in made.items():
         delta.add(storage_id, reserved_bytes=size)
     if sum(files for files, _ in made.values()) == rows[-1].wished:
@@ -190,7 +198,23 @@ def mark_filled(
         **keys,
     )
     if fill_after is None and not was_empty:
-        recount(tx, **keys)
+        count = recount_large if locks[0].files > LARGE_FILES else recount
+        count(tx, **keys)
+
+
+def fill_again(tx: Tx, rule_ids: Sequence[int]) -> None:
+    """Have the filled locks of these rules filled from the start, as files of theirs have no replica; one statement.
+
+    Locks that are in use are left to the next count: their rules are held already, and locks come before rules.
+    """
+    tx.run(
+        """WITH held AS (SELECT did_id, storage_id, rule_id FROM lock
+                          WHERE rule_id = ANY (%(ids)s::bigint[]) AND NOT is_released AND fill_after IS NULL
+                          ORDER BY did_id, storage_id, rule_id FOR UPDATE SKIP LOCKED)
+           UPDATE lock l SET fill_after = 0 FROM held h
+            WHERE l.did_id = h.did_id AND l.storage_id = h.storage_id AND l.rule_id = h.rule_id""",
+        ids=list(rule_ids),
+    )
 
 
 def recount(tx: Tx, dids: Sequence[int], storages: Sequence[int], rules: Sequence[int]) -> None:
@@ -203,6 +227,22 @@ def recount(tx: Tx, dids: Sequence[int], storages: Sequence[int], rules: Sequenc
                         + (SELECT count(*) FROM replica r JOIN did d ON d.id = r.did_id AND d.kind = 'file'
                             WHERE r.did_id = k.did_id AND r.storage_id = k.storage_id AND r.state = 'available') AS ok
                      FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(rules)s::bigint[]) AS k (did_id, storage_id, rule_id)) n
+            WHERE l.did_id = n.did_id AND l.storage_id = n.storage_id AND l.rule_id = n.rule_id""",
+        dids=list(dids),
+        storages=list(storages),
+        rules=list(rules),
+    )
+
+
+def recount_large(tx: Tx, dids: Sequence[int], storages: Sequence[int], rules: Sequence[int]) -> None:
+    """The same for filled locks on large datasets: all files but those whose replica is not available; one statement."""
+    tx.run(
+        """UPDATE lock l SET files_ok = greatest(0, l.files - n.odd)
+             FROM (SELECT k.did_id, k.storage_id, k.rule_id,
+                          (SELECT count(*) FROM replica r JOIN attachment a ON a.parent_id = k.did_id AND a.child_id = r.did_id
+                            WHERE r.storage_id = k.storage_id AND r.state <> 'available') AS odd
+                     FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(rules)s::bigint[])
+                          AS k (did_id, storage_id, rule_id)) n
             WHERE l.did_id = n.did_id AND l.storage_id = n.storage_id AND l.rule_id = n.rule_id""",
         dids=list(dids),
         storages=list(storages),

@@ -234,7 +234,8 @@ def wake_complete(tx: Tx, rule_ids: Sequence[int]) -> None:
 def count_copies(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) -> Sequence[Row[Any]]:
     """The truth about these rules' locks, per rule and storage, by joining every file with its replica; one statement.
 
-    files wanted, ok (in `states`), harmed (bad or lost), parked requests, unverified, and whether all locks are filled.
+    files wanted, ok (in `states`), harmed (bad or lost), parked requests, unverified, whether all locks are filled, and
+    how many files have no replica row at all.
     """
     return tx.rows(
         f"""WITH l AS NOT MATERIALIZED (SELECT rule_id, did_id, storage_id, fill_after FROM lock
@@ -244,7 +245,7 @@ def count_copies(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) -> Sequ
                    count(*) FILTER (WHERE r.state IN ('bad', 'lost')) AS harmed,
                    count(*) FILTER (WHERE q.state = 'parked') AS parked,
                    count(*) FILTER (WHERE r.state = 'unverified') AS unverified,
-                   bool_and(f.fill_after IS NULL) AS is_filled
+                   bool_and(f.fill_after IS NULL) AS is_filled, count(*) - count(r.did_id) AS absent
               FROM ({files_of("l")}) f
               LEFT JOIN replica r ON r.did_id = f.file_id AND r.storage_id = f.storage_id
               LEFT JOIN request q ON q.did_id = f.file_id AND q.storage_id = f.storage_id AND r.state = 'copying'

@@ -1,8 +1,7 @@
 """The schema. Comments say what a row promises; db/migrations/ brings a database here, and a test compares the two.
 
-Hot tables (attachment, replica, lock, request) hold keys, sizes and states only, and no foreign keys: DIDs, storages
-and rules are never removed, so a reference once right stays right, and 10^9 inserts need not prove it each time
-(docs/adr/0002). `dlm-admin verify` looks for orphans.
+Hot tables (attachment, replica, lock, request) hold keys, sizes and states only, and no foreign keys: what they refer
+to is never removed, and 10^9 inserts need not prove it each time (docs/adr/0002). `dlm-admin verify` looks for orphans.
 """
 
 from __future__ import annotations
@@ -244,6 +243,7 @@ replica = Table(
     CheckConstraint("state <> 'available' OR (verified_at IS NOT NULL AND next_check_at IS NOT NULL)", name="available_is_verified"),
     CheckConstraint("state <> 'deleting' OR claimed_until IS NOT NULL", name="deleting_has_lease"),
     Index("ix_replica_storage_id_did_id", "storage_id", "did_id"),
+    Index("ix_replica_odd", "storage_id", "did_id", postgresql_where=sa.text("state <> 'available'")),
     Index("ix_replica_due_check", "next_check_at", postgresql_where=sa.text("next_check_at IS NOT NULL")),
     Index("ix_replica_tombstone", "storage_id", "tombstone_at", postgresql_where=sa.text("tombstone_at IS NOT NULL")),
     Index("ix_replica_claimed", "claimed_until", postgresql_where=sa.text("claimed_until IS NOT NULL")),

@@ -226,6 +226,8 @@ CREATE INDEX ix_replica_claimed ON replica (claimed_until) WHERE claimed_until I
 
 CREATE INDEX ix_replica_due_check ON replica (next_check_at) WHERE next_check_at IS NOT NULL;
 
+CREATE INDEX ix_replica_odd ON replica (storage_id, did_id) WHERE state <> 'available';
+
 CREATE INDEX ix_replica_quiet ON replica (quiet_until) WHERE state = 'deleted';
 
 CREATE INDEX ix_replica_storage_id_did_id ON replica (storage_id, did_id);
