@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dlm.clock import ManualClock
-from dlm.core import conveyor, rules, storages, why
+from dlm.core import audit, conveyor, replicas, rules, storages, why
 from dlm.db import breakers
 from dlm.db.engine import Database
 from dlm.types import ReplicaState, RuleState
@@ -207,8 +207,9 @@ def test_a_deletion_is_explained_after_it_happened(world: World) -> None:
     world.later(2 * DAY)
     answer = ask(world)
     assert [r["storage"] for r in answer["replicas"]] == ["origin"]
-    (deleted,) = steps(answer, "deleted")
-    assert "perth-a" in deleted and "no rule wanted the file" in deleted
+    marked, deleted = steps(answer, "deleted")
+    assert deleted == "deleted at perth-a"
+    assert "perth-a" in marked and "no rule wanted the file" in marked
 
 
 @pytest.mark.parametrize("state", sorted(RuleState))
@@ -251,3 +252,31 @@ def test_a_storage_tells_its_switches_its_queue_and_its_breakers(world: World) -
 
 def test_a_request_is_named_by_a_public_id_that_leads_back_to_it() -> None:
     assert conveyor.request_id_from_uuid(conveyor.request_uuid(12345)) == 12345
+
+
+def test_why_remembers_harm_the_rule_that_was_cancelled_and_the_deletion(world: World, clock: ManualClock) -> None:
+    world.many("origin", 30, "many", "m", verified=True)
+    rule = world.declare("many", 1, "perth-a")
+    world.settle()
+    clock.advance(60)
+    for number in range(30):
+        world.path("perth-a", f"m{number}").unlink()
+    with world.begin() as tx:
+        audit.start_check(tx, storages.get_storage(tx, "perth-a").id, confirm_lost=True)
+    world.settle()
+    for name in ("m0", "m29"):  # the event names ten of them
+        (text,) = steps(ask(world, name), "checked")
+        assert text.startswith("30 lost and 0 bad found at perth-a by dlm, this file among them")
+    with world.begin() as tx:
+        replicas.declare_bad(tx, [(SCOPE, "m1", "perth-a")], "the disk smells")
+    assert "declared bad at perth-a by root: the disk smells" in steps(ask(world, "m1"), "checked")
+    world.settle()
+
+    world.cancel(rule)
+    world.settle()
+    world.later(2 * DAY)
+    answer = ask(world, "m0")
+    (wanted,) = steps(answer, "wanted")
+    assert f"rule {rule}" in wanted and "it ended" in wanted and "cancelled by root" in wanted
+    marked, deleted = steps(answer, "deleted")
+    assert marked.startswith("marked for deletion at perth-a") and deleted == "deleted at perth-a"

@@ -6,7 +6,7 @@ first, and `next` (`at`, `text`). `step` is one of wanted, decided, tried, check
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from dlm.db.engine import Tx
 from dlm.types import DidKind, ReplicaState, RequestState, RuleState
 
 MOST = 20  # attempts and proofs shown
+MOST_ENDED = 3  # rules shown that are gone
 Step = dict[str, Any]
 
 
@@ -39,7 +40,8 @@ def did(tx: Tx, scope: str, name: str, storage: str | None = None) -> dict[str, 
     above = tracing.rules_above(tx, row.id)
     holders = [h for h in tracing.holders(tx, row.id) if place is None or h.storage_id == place.id]
     placed = tracing.placements(tx, [rule.id for rule in above])
-    chain = [_wanted(rule) for rule in above]
+    chain = [_no_longer_wanted(rule) for rule in reversed(tracing.rules_ended(tx, row.id, MOST_ENDED))]
+    chain += [_wanted(rule) for rule in above]
     chain += [step for rule in above if rule.id in placed for step in _decided(rule, placed[rule.id])]
     answer: dict[str, Any] = {"did": f"{scope}:{name}", "kind": row.kind, "deleted_at": row.deleted_at, "chain": chain}
     if row.kind != DidKind.FILE:
@@ -47,8 +49,11 @@ def did(tx: Tx, scope: str, name: str, storage: str | None = None) -> dict[str, 
     every = tracing.replicas(tx, row.id)
     shown = [r for r in every if place is None or r.storage_id == place.id]
     place_id = place.id if place is not None else None
-    chain += [_tried(attempt) for attempt in reversed(tracing.attempts(tx, row.id, place_id, MOST))]
-    chain += [_deleted(proof) for proof in reversed(tracing.proofs(tx, row.id, place_id, MOST))]
+    attempts = tracing.attempts(tx, row.id, place_id, MOST)
+    chain += [_tried(attempt) for attempt in reversed(attempts)]
+    proofs = tracing.proofs(tx, row.id, place_id, MOST)
+    chain += _harmed(row.id, tracing.harms(tx, row.id, [r.storage_id for r in shown], row.created_at), attempts, proofs, shown)
+    chain += [step for proof in reversed(proofs) for step in _deleted(proof, every)]
     replicas = [_replica(r, every, [h for h in holders if h.storage_id == r.storage_id]) for r in shown]
     soonest = _soonest(replica["next"] for replica in replicas)
     return answer | {"replicas": replicas, "next": soonest or _next_of_rules(above)}
@@ -57,6 +62,12 @@ def did(tx: Tx, scope: str, name: str, storage: str | None = None) -> dict[str, 
 def _wanted(rule: Row[Any]) -> Step:
     spread = f", spread {rule.spread}" if rule.spread else ""
     text = f"rule {rule.rule} ({rule.account}) asks {rule.copies or '*'} × {rule.storages}{spread}; it is {rule.state}"
+    return _step("wanted", rule.created_at, text + (f": {rule.reason}" if rule.reason else ""), rule=rule.rule, state=rule.state)
+
+
+def _no_longer_wanted(rule: Row[Any]) -> Step:
+    spread = f", spread {rule.spread}" if rule.spread else ""
+    text = f"rule {rule.rule} ({rule.account}) asked {rule.copies or '*'} × {rule.storages}{spread}; it ended {rule.state_since:%Y-%m-%d %H:%M:%SZ}"
     return _step("wanted", rule.created_at, text + (f": {rule.reason}" if rule.reason else ""), rule=rule.rule, state=rule.state)
 
 
@@ -70,17 +81,46 @@ def _decided(rule: Row[Any], event: Row[Any]) -> list[Step]:
 
 
 def _tried(attempt: Row[Any]) -> Step:
-    way = f"{attempt.source or '?'} → {attempt.storage}"
+    way = f"{attempt.source or ('upload' if attempt.outcome == 'done' else '?')} → {attempt.storage}"
     text = f"{way}  {attempt.outcome}" if attempt.error is None else f"{way}  {attempt.outcome}: {attempt.error}"
     return _step("tried", attempt.ended_at, text, number=attempt.number, error_class=attempt.error_class)
 
 
-def _deleted(proof: Row[Any]) -> Step:
+def _harmed(did_id: int, events: Sequence[Row[Any]], attempts: Sequence[Row[Any]], proofs: Sequence[Row[Any]], replicas: Sequence[Row[Any]]) -> list[Step]:
+    """What was found wrong with the file. An event about many names some of them: the others are known by what followed."""
+    steps = []
+    for event in events:
+        facts = event.after or {}
+        if event.action == "declared bad":
+            steps.append(_step("checked", event.at, f"declared bad at {event.storage} by {event.actor}: {event.detail}"))
+        elif event.is_named or _followed(event, attempts, proofs, replicas):
+            about, _, detail = (event.detail or "").partition(": ")
+            harm = f"{facts.get('lost', 0):,} lost and {facts.get('bad', 0):,} bad found at {event.storage} by {event.actor}, this file among them"
+            steps.append(_step("checked", event.at, f"{harm}: {detail}" if about == f"file {did_id}" else harm))
+    return steps
+
+
+def _followed(event: Row[Any], attempts: Sequence[Row[Any]], proofs: Sequence[Row[Any]], replicas: Sequence[Row[Any]]) -> bool:
+    """True when the file was there before the event, and is bad or lost or was copied there again since, not let go between."""
+    if any(r.storage == event.storage and r.created_at < event.at and r.state in (ReplicaState.BAD, ReplicaState.LOST) for r in replicas):
+        return True
+    times = [attempt.ended_at for attempt in attempts if attempt.storage == event.storage]
+    before, since = [at for at in times if at < event.at], [at for at in times if at >= event.at]
+    if not before or not since:
+        return False
+    return not any(proof.storage == event.storage and max(before) <= proof.made_at <= event.at for proof in proofs)
+
+
+def _deleted(proof: Row[Any], every: Sequence[Row[Any]]) -> list[Step]:
     if proof.wanted:
         evidence = f"{proof.wanted} copies wanted, verified at {' '.join(proof.witnesses)}"
     else:
         evidence = "no rule wanted the file"
-    return _step("deleted", proof.made_at, f"marked for deletion at {proof.storage} ({proof.cause}): {evidence}", witnesses=proof.witnesses)
+    steps = [_step("deleted", proof.made_at, f"marked for deletion at {proof.storage} ({proof.cause}): {evidence}", witnesses=proof.witnesses)]
+    kept = any(r.storage == proof.storage and r.state != ReplicaState.DELETED and r.created_at <= proof.made_at for r in every)
+    if proof.reaped_at is not None and not kept:
+        steps.append(_step("deleted", proof.reaped_at, f"deleted at {proof.storage}"))
+    return steps
 
 
 def _replica(row: Row[Any], every: Sequence[Row[Any]], holders: Sequence[Row[Any]]) -> dict[str, Any]:

@@ -370,12 +370,13 @@ def retry(tx: Tx, filters: Filters) -> tuple[int, int]:
     """Make these due now, with all their attempts again: (how many were parked, how many waited); two statements."""
     done = tx.one(
         f"""WITH held AS (SELECT q.id, q.state FROM request q
-                           WHERE (q.state = 'parked' OR q.state = 'queued' AND q.next_attempt_at > %(now)s) AND {_MATCHES}
+                           WHERE {_MATCHES}
+                             AND (q.state = 'parked' OR q.state = 'queued' AND q.next_attempt_at > %(now)s)
                            ORDER BY q.did_id, q.storage_id FOR UPDATE OF q),
                  done AS (UPDATE request r SET state = 'queued', attempts = 0, next_attempt_at = %(now)s
                             FROM held WHERE r.id = held.id RETURNING held.state)
-            SELECT count(*) FILTER (WHERE state = 'parked') AS parked, count(*) FILTER (WHERE state = 'queued') AS waited
-              FROM done""",
+            SELECT count(*) FILTER (WHERE state = 'parked') AS parked,
+                   count(*) FILTER (WHERE state = 'queued') AS waited FROM done""",
         **_values(filters),
     )
     assert done is not None

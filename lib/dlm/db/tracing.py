@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -58,6 +59,39 @@ def rules_above(tx: Tx, did_id: int) -> Sequence[Row[Any]]:
     )
 
 
+def rules_ended(tx: Tx, did_id: int, limit: int) -> Sequence[Row[Any]]:
+    """The newest rules on a DID or on collections above it that have ended; one statement."""
+    return tx.rows(
+        """WITH RECURSIVE above (id) AS (SELECT %(did)s::bigint UNION SELECT a.parent_id FROM above JOIN attachment a ON a.child_id = above.id)
+           SELECT r.id, r.uuid AS rule, a.name AS account, r.created_at, r.copies, e.canonical AS storages, r.spread, r.state, r.reason,
+                  r.state_since
+             FROM rule r JOIN account a ON a.id = r.account_id JOIN expression e ON e.id = r.expression_id
+            WHERE r.did_id IN (SELECT id FROM above) AND r.state = 'gone' ORDER BY r.id DESC LIMIT %(limit)s""",
+        did=did_id,
+        limit=limit,
+    )
+
+
+def harms(tx: Tx, did_id: int, storage_ids: Sequence[int], since: datetime) -> Sequence[Row[Any]]:
+    """Events of harm: those that name the file, and the newest at each storage that found files bad or lost; one statement."""
+    return tx.rows(
+        """SELECT e.at, e.actor, e.action, s.name AS storage, coalesce(e.after ->> 'reason', e.cause) AS detail, e.after, true AS is_named
+             FROM event e LEFT JOIN storage s ON s.id = (e.after ->> 'storage_id')::int
+            WHERE e.object = 'did' AND e.object_id = %(did)s AND e.action = 'declared bad'
+           UNION ALL
+           SELECT h.at, h.actor, h.action, s.name, h.cause, h.after, h.is_named
+             FROM unnest(%(storages)s::int[]) AS i (id) JOIN storage s ON s.id = i.id
+            CROSS JOIN LATERAL (
+                  SELECT e.at, e.actor, e.action, e.cause, e.after, e.after -> 'examples' @> to_jsonb(%(did)s::bigint) AS is_named
+                    FROM event e WHERE e.object = 'storage' AND e.object_id = i.id AND e.action = 'harmed' AND e.at >= %(since)s
+                   ORDER BY is_named DESC, e.at DESC LIMIT 1) h
+            ORDER BY at""",
+        did=did_id,
+        storages=list(storage_ids),
+        since=since,
+    )
+
+
 def placements(tx: Tx, rule_ids: Sequence[int]) -> dict[int, Row[Any]]:
     """The newest placement that the judge recorded for each rule, by rule; one statement."""
     rows = tx.rows(
@@ -85,7 +119,9 @@ def proofs(tx: Tx, did_id: int, storage_id: int | None, limit: int) -> Sequence[
     """The newest deletion proofs of a file, newest first; one statement."""
     return tx.rows(
         """SELECT p.made_at, s.name AS storage, p.cause, p.wanted,
-                  ARRAY(SELECT w.name FROM storage w WHERE w.id = ANY (p.witnesses) ORDER BY w.name) AS witnesses
+                  ARRAY(SELECT w.name FROM storage w WHERE w.id = ANY (p.witnesses) ORDER BY w.name) AS witnesses,
+                  (SELECT min(e.at) FROM event e WHERE e.object = 'storage' AND e.object_id = p.storage_id
+                      AND e.action = 'reaped' AND e.at >= p.made_at) AS reaped_at
              FROM proof p JOIN storage s ON s.id = p.storage_id
             WHERE p.did_id = %(did)s AND (%(storage)s::int IS NULL OR p.storage_id = %(storage)s)
             ORDER BY p.made_at DESC LIMIT %(limit)s""",
