@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cli.conftest import Admin
-from dlm.cli import progress
+from dlm.cli import progress, storages
+from dlm.cli.client import Client
 from world import World
 
 
@@ -205,8 +206,8 @@ def test_a_destination_that_cannot_be_written_shows_in_rule_storage_and_status(a
     eb.run(eb.judge)
     with eb.begin() as tx:  # as after a first attempt; tests may run as root, whom no directory refuses
         tx.run(
-            """UPDATE request SET attempts = 1, next_attempt_at = %(now)s + interval '5 min', error_class = 'permission',
-                                  error = 'create ' || did_id || ': Permission denied'"""
+            """UPDATE request SET attempts = 1, next_attempt_at = %(now)s + interval '5 min',
+                                  error_class = 'permission', error = 'create ' || did_id || ': Permission denied'"""
         )
     shown = admin("rule", "show", rule)
     assert shown.startswith(" replicating") and "reason   30 files wait: bern-t1: " in shown
@@ -217,3 +218,16 @@ def test_a_destination_that_cannot_be_written_shows_in_rule_storage_and_status(a
     eb.settle()
     assert admin("rule", "show", rule).startswith(" ok")
     assert "waits" not in admin("storage", "show", "bern-t1")
+
+
+def test_a_check_names_what_it_found_and_says_when_nobody_works(admin: Admin, eb: World) -> None:
+    for number in range(12):
+        eb.path("perth-t1", f"f{number}").unlink()
+    error = admin.error("storage", "check", "perth-t1", "--timeout", "0s", status=75)
+    assert "auditor never seen → dlm-admin up" in error
+    eb.settle()
+    client = Client(admin.environment["DLM_URL"], admin.environment["DLM_TOKEN"])
+    text = storages.look_at_check(client, client.get("/storages/perth-t1/checks")["items"][0]["id"]).text
+    assert text.startswith("stopped") and text.count("--confirm-lost") == 1
+    assert text.count("test:f") == 10 and "and 2 more   dlm-admin storage findings perth-t1" in text
+    assert admin("storage", "findings", "perth-t1").count("test:f") == 12

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from dlm.cli.client import Client
 from dlm.cli.session import Session
 from dlm.cli.units import shown_seconds, shown_size
 from dlm.errors import Transient
@@ -21,6 +22,8 @@ from dlm.errors import Transient
 INTERVAL_S = 0.5
 LINE_EVERY_S = 60.0
 RATE_OVER_S = 15.0
+SILENT_S = 20.0  # a daemon that idles is seen every ten seconds
+ASK_EVERY_S = 10.0
 
 
 @dataclass(slots=True)
@@ -118,12 +121,41 @@ def display(quiet: bool = False) -> Iterator[Display]:
         yield bar
 
 
-def watch(session: Session, look: Callable[[], Look], timeout_s: float | None = None) -> Look:
+class Workers:
+    """Those without whom nothing moves: says once, on standard error, when one of them was not seen for a while."""
+
+    def __init__(self, client: Client, names: Sequence[str]) -> None:
+        self.client = client
+        self.names = names
+        self.next_at = 0.0
+        self.is_said = False
+
+    def note(self, now: float) -> None:
+        """Ask whether they were seen, now and then."""
+        if self.is_said or now < self.next_at:
+            return
+        self.next_at = now + ASK_EVERY_S
+        seen = {item["name"]: item["seen_s_ago"] for item in reversed(self.client.get("/daemons")["items"])}
+        silent = [name for name in self.names if seen.get(name, SILENT_S + 1) > SILENT_S]
+        if silent:
+            self.is_said = True
+            click.echo(f" {', '.join(_silence(name, seen.get(name)) for name in silent)} → dlm-admin up", err=True)
+
+
+def _silence(name: str, seen_s_ago: float | None) -> str:
+    return f"{name} never seen" if seen_s_ago is None else f"{name} not seen for {shown_seconds(round(seen_s_ago))}"
+
+
+def watch(
+    session: Session, look: Callable[[], Look], timeout_s: float | None = None, workers: Sequence[str] = ()
+) -> Look:
     """Look again and again until it is over; the last look, which was also printed. With --json every change is a line.
 
-    Ctrl-C says that the work goes on, and ends with status 0; so does the timeout, with Transient.
+    Says when one of the `workers` is silent. Ctrl-C says that the work goes on, and ends with status 0; so does the
+    timeout, with Transient.
     """
     limit = None if timeout_s is None else time.monotonic() + timeout_s
+    needed = Workers(session.client, workers)
     rate, seen = Rate(), None
     try:
         with display(session.as_json) as shown:
@@ -138,6 +170,7 @@ def watch(session: Session, look: Callable[[], Look], timeout_s: float | None = 
                     session.out.object(last.facts)
                 if last.is_over:
                     break
+                needed.note(time.monotonic())
                 if limit is not None and time.monotonic() >= limit:
                     waited = shown_seconds(timeout_s)
                     raise Transient(

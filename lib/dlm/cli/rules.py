@@ -155,7 +155,7 @@ def watch_command(session: Session, uuid: str, timeout: float | None) -> None:
 def watch_rule(session: Session, uuid: str, timeout_s: float | None = None) -> None:
     """Watch the rule until it rests; ends the command with status 1 when that is not `ok` or `gone`."""
     started = time.monotonic()
-    last = watch(session, lambda: look_at_rule(session.client, uuid, started), timeout_s)
+    last = watch(session, lambda: look_at_rule(session.client, uuid, started), timeout_s, ("judge", "conveyor"))
     if last.word not in ("ok", "gone"):
         raise click.exceptions.Exit(1)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from dlm.cli.accounts import LIMIT
 from dlm.cli.client import Client, named
-from dlm.cli.output import Column, Item
+from dlm.cli.output import Column, Item, safe
 from dlm.cli.progress import Look, watch
 from dlm.cli.session import Noun, Session, pass_session
 from dlm.cli.units import DURATION, KEY_VALUE, SIZE, SWITCH, counted, shown_moment, shown_seconds, shown_size
@@ -35,7 +35,13 @@ USAGE_COLUMNS = (
     Column("CAPACITY", lambda item: shown_size(item["capacity_bytes"]), is_right=True),
     Column("FULL", lambda item: full(item), is_right=True),
 )
-RULES_LOOK = "rules whose storages change with it look again"
+FINDING_COLUMNS = (
+    Column("STATE", "state"),
+    Column("DID", "did"),
+    Column("FOUND", lambda item: shown_moment(item["found_at"])),
+    Column("DETAIL", "detail"),
+)
+SHOWN_FOUND = 10
 
 
 def state(item: Item) -> str:
@@ -255,8 +261,13 @@ def retire_storage(session: Session, name: str) -> None:
 @click.option("--confirm-lost", is_flag=True, help="Your word that what is missing is lost, however much it is.")
 @click.option("--no-checksum", is_flag=True, help="Presence and size only; no byte is read.")
 @click.option("--no-wait", is_flag=True, help="Start it and return.")
+@click.option(
+    "--timeout", type=DURATION, default="1d", show_default=True, help="Give up watching, with exit status 75."
+)
 @pass_session
-def check_storage(session: Session, name: str, confirm_lost: bool, no_checksum: bool, no_wait: bool) -> None:
+def check_storage(
+    session: Session, name: str, confirm_lost: bool, no_checksum: bool, no_wait: bool, timeout: float
+) -> None:
     """Have the auditor compare a storage with the catalogue, and watch it.
 
     What is missing or corrupt is declared lost or bad and repaired from a good copy. When it is more than the breaker's
@@ -268,7 +279,7 @@ def check_storage(session: Session, name: str, confirm_lost: bool, no_checksum: 
     if no_wait:
         session.out.said(f"check {started['id']} of {name} is running", started)
         return
-    last = watch(session, lambda: look_at_check(session.client, started["id"]))
+    last = watch(session, lambda: look_at_check(session.client, started["id"]), timeout, ("auditor",))
     if last.word != "done":
         raise click.exceptions.Exit(1)
 
@@ -276,6 +287,8 @@ def check_storage(session: Session, name: str, confirm_lost: bool, no_checksum: 
 def look_at_check(client: Client, number: int) -> Look:
     """How far a check is."""
     item = client.get(named("checks", number))
+    if item["state"] != "running" and (item["missing"] or item["corrupt"]):
+        item["found"] = client.get(named("checks", number, "found"), limit=SHOWN_FOUND)["items"]
     is_over = item["state"] != "running"
     word = "checking" if not is_over else item["state"]
     return Look(word, item["files"], item["total"], is_over=is_over, text=_told(item), facts=item)
@@ -287,10 +300,30 @@ def _told(item: Item) -> str:
         return f"unavailable  {item['storage']}: {item['message']}"
     found = ", ".join(wrong) if wrong else "all there" + (" and read" if item["with_checksum"] else "")
     text = f"{item['state']:<9} {item['storage']}: {counted(item['files'], 'file')} looked at, {found}"
-    if item["state"] == "stopped":
-        again = f"dlm-admin storage check {item['storage']} --confirm-lost"
-        return f"{text}\n reason   {item['message']}\n next     if they are really lost: {again}"
-    return f"{text}\n reason   {item['message']}" if item["message"] and item["state"] != "done" else text
+    if item["state"] != "done" and item["message"]:
+        text += f"\n reason   {item['message']}"  # what to do about it stands there, too
+    return text + "".join(f"\n {line}" for line in _found(item))
+
+
+def _found(item: Item) -> Iterator[str]:
+    """The first files that were found missing or corrupt, and where the rest is told."""
+    items = item.get("found", [])
+    for one in items:
+        yield safe(f"{one['state']:<9}{one['did']}   {one['detail'] or ''}").rstrip()
+    left = item["missing"] + item["corrupt"] - len(items)
+    if items and left > 0:
+        all_of_them = f"   dlm-admin storage findings {item['storage']}" if item["state"] == "stopped" else ""
+        yield f"{'':<9}and {left:,} more{all_of_them}"
+
+
+@storage.command("findings")
+@click.argument("name")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most so many.")
+@pass_session
+def list_findings(session: Session, name: str, limit: int) -> None:
+    """What looks wrong there and is not declared yet, oldest first."""
+    items = session.client.get("/findings", storage=name, limit=limit)["items"]
+    session.out.table(items, FINDING_COLUMNS, "nothing looks wrong")
 
 
 # --------------------------------------------------------------------------------------------------- expressions

@@ -362,6 +362,28 @@ def list_findings(tx: Tx, storage_id: int | None = None, limit: int = 100) -> Se
     )
 
 
+def found_by(tx: Tx, audit_id: int, limit: int) -> Sequence[Row[Any]]:
+    """The first files that a check found wrong: (scope, name, state, detail); one statement.
+
+    What it declared is known by the examples of its events, at most ten of each; what it did not, by its findings.
+    """
+    return tx.rows(
+        """WITH wrong AS (
+               SELECT f.did_id, f.state::text AS state, f.detail FROM finding f WHERE f.audit_id = %(id)s
+               UNION ALL
+               SELECT x.id::bigint, CASE WHEN e.action <> 'harmed' THEN 'in doubt' WHEN e.after -> 'bad' = '0' THEN 'lost'
+                                         WHEN e.after -> 'lost' = '0' THEN 'bad' ELSE 'bad or lost' END, NULL
+                 FROM audit a JOIN event e ON e.object = 'storage' AND e.object_id = a.storage_id
+                      AND e.action IN ('harmed', 'last_copy_in_doubt') AND e.at BETWEEN a.created_at AND a.ended_at
+                CROSS JOIN LATERAL jsonb_array_elements_text(e.after -> 'examples') AS x (id) WHERE a.id = %(id)s)
+           SELECT sc.name AS scope, d.name, w.state, w.detail
+             FROM (SELECT DISTINCT ON (did_id) * FROM wrong ORDER BY did_id) w
+             JOIN did d ON d.id = w.did_id JOIN scope sc ON sc.id = d.scope_id ORDER BY w.did_id LIMIT %(limit)s""",
+        id=audit_id,
+        limit=limit,
+    )
+
+
 def count_files(tx: Tx, storage_id: int) -> int:
     """How many files the storage holds, as its usage says; one statement."""
     sql = "SELECT used_files FROM storage_usage WHERE storage_id = %(id)s"

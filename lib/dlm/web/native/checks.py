@@ -14,7 +14,7 @@ from dlm.web.blueprint import Answer, Blueprint, many
 from dlm.web.context import begin
 from dlm.web.fields import Flag
 
-blp = Blueprint("checks", __name__, description="Is on a storage what the catalogue says?")
+blp = Blueprint("checks", __name__, description="Does a storage hold what the catalogue says")
 
 
 class CheckBody(Schema):
@@ -44,6 +44,16 @@ class Check(Answer):
     asked_by = fields.String(required=True)
     created_at = fields.AwareDateTime(required=True)
     ended_at = fields.AwareDateTime(required=True, allow_none=True)
+
+
+class FoundQuery(Schema):
+    limit = fields.Integer(load_default=10, validate=validate.Range(1, 1000))
+
+
+class Wrong(Answer):
+    did = fields.String(required=True)
+    state = fields.String(required=True, metadata={"description": "lost, bad, or in doubt: its last copy"})
+    detail = fields.String(required=True, allow_none=True)
 
 
 class Finding(Answer):
@@ -92,6 +102,18 @@ def show_check(number: int) -> dict[str, Any]:
     """One check and how far it is"""
     with begin("storage.checks") as tx:
         return _get(tx, number)
+
+
+@blp.route("/checks/<int(max=2147483647):number>/found")
+@permission("storage.list")
+@blp.arguments(FoundQuery, location="query")
+@blp.answers(many(Wrong, "Wrongs"))
+def list_found(query: dict[str, Any], number: int) -> dict[str, Any]:
+    """The first files that a check found missing or corrupt"""
+    with begin("storage.checks") as tx:
+        _get(tx, number)
+        rows = audits.found_by(tx, number, query["limit"])
+    return {"items": [{"did": f"{row.scope}:{row.name}", "state": row.state, "detail": row.detail} for row in rows]}
 
 
 @blp.route("/checks/<int(max=2147483647):number>/confirm", methods=["POST"])
