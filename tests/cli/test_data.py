@@ -61,6 +61,21 @@ def test_registering_again_takes_what_is_new(admin: Admin, pictures: Path) -> No
     assert (done["files"], done["new_replicas"], done["attached"]) == (13, 1, 1)
 
 
+def test_all_bad_names_are_told_at_once_and_nothing_is_left_behind_unless_they_are_left_out(
+    admin: Admin, pictures: Path
+) -> None:
+    for number in range(11):
+        (pictures / f"{number} \x07").write_bytes(b"a bell")
+    (pictures / "cafe\u0301").write_bytes(b"two parts")
+    words = ("did", "register", pictures, "--storage", "pictures", "--dataset", "demo:pictures")
+    error = admin.error(*words, status=2)
+    assert error.count("control") == 10 and " and 2 more" in error
+    assert "12 of 24 files cannot be registered" in error and "--skip-bad-names" in error and "rename" in error
+    assert "is not registered" in admin.error("did", "show", "demo:pictures", status=1)
+    text = admin(*words, "--skip-bad-names")
+    assert "12 files, " in text and "12 files left out for a name that dlm cannot take" in text
+
+
 def test_a_list_of_files_is_registered_under_names_of_ones_own(admin: Admin, pictures: Path) -> None:
     admin("scope", "add", "demo")
     file = pictures / "2001" / "harbour.jpg"

@@ -27,6 +27,7 @@ BATCH = 5000  # files in one call
 BLOCK = 1 << 20
 LOCAL = ("posix", "file")
 OWN = ".dlm-"  # dlm's own files begin so
+SHOWN_NAMES = 10
 FILES_ASKED, BYTES_ASKED = 100_000, 10 * 1000**3
 
 
@@ -49,6 +50,7 @@ class Tally:
     new_replicas: int = 0
     attached: int = 0
     left_out: list[str] = field(default_factory=list)
+    bad_names: list[str] = field(default_factory=list)
 
 
 @click.command("register", cls=Verb)
@@ -59,6 +61,7 @@ class Tally:
 @click.option("--prefix", default="", help="Names begin with this, e.g. 2026/.")
 @click.option("--no-checksum", is_flag=True, help="Sizes only; the auditor reads the bytes later.")
 @click.option("--jobs", type=click.IntRange(1, 64), help="Read so many at once; default: one a processor, at most 8.")
+@click.option("--skip-bad-names", is_flag=True, help="Leave out files whose names dlm cannot take.")
 @click.option("--yes", is_flag=True, help="Do not ask, however much it is.")
 @pass_session
 def register(session: Session, place: Sequence[Path], storage: str, dataset: str | None, **given: Any) -> None:
@@ -76,12 +79,18 @@ def register(session: Session, place: Sequence[Path], storage: str, dataset: str
     files = list(found(place, root, tally))
     if not files:
         raise NotFound(f"no files in {' '.join(map(str, place))}", field="place")
-    ask(session, files, given["yes"])
-    if dataset is not None:
-        ensure_dataset(session.client, dataset)
+    chosen = [(file, given["prefix"] + name) for file, name in names(files, place)]
+    wrong = wrong_names(chosen)
+    if wrong and not given["skip_bad_names"]:
+        raise _refused(wrong, len(chosen))
+    tally.bad_names = [codec.shown(file.relative) for file, _ in wrong]
+    bad = {file.path for file, _ in wrong}
+    chosen = [(file, name) for file, name in chosen if file.path not in bad]
+    if not chosen:
+        raise _refused(wrong, len(files))
+    ask(session, [file for file, _ in chosen], given["yes"])
     facts = {"storage": storage, "scope": scope, **({"dataset": dataset} if dataset else {})}
     started = time.monotonic()
-    chosen = [(file, given["prefix"] + name) for file, name in names(files, place)]
     _register(
         session, chosen, facts, tally, 0 if given["no_checksum"] else given["jobs"] or min(8, os.cpu_count() or 1)
     )
@@ -134,6 +143,36 @@ def names(files: Iterable[Found], places: Sequence[Path]) -> list[tuple[Found, s
     return named_files
 
 
+def wrong_names(files: Iterable[tuple[Found, str]]) -> list[tuple[Found, str]]:
+    """The files that cannot be registered under their name or path, each with what is wrong; a name twice, too."""
+    wrong, seen = [], set()
+    for file, name in files:
+        try:
+            codec.check_name(name)
+            codec.check_path(file.relative)
+            if name in seen:
+                raise InvalidInput("another file comes to the same name")
+            seen.add(name)
+        except InvalidInput as error:
+            wrong.append((file, error.detail))
+    return wrong
+
+
+def _refused(wrong: Sequence[tuple[Found, str]], total: int) -> InvalidInput:
+    """The error for names that cannot be registered: the first of them are shown, each on its own line."""
+    for file, detail in wrong[:SHOWN_NAMES]:
+        click.echo(f" {codec.shown(file.relative)}: {detail}", err=True)
+    if len(wrong) > SHOWN_NAMES:
+        click.echo(f" and {len(wrong) - SHOWN_NAMES:,} more", err=True)
+    detail = (
+        f"{len(wrong):,} of {counted(total, 'file')} cannot be registered under their names; nothing was registered"
+    )
+    hint = "rename them, or leave them out: --skip-bad-names registers the rest"
+    return InvalidInput(
+        detail, field="place", hint=hint, files=[codec.shown(file.relative) for file, _ in wrong[:SHOWN_NAMES]]
+    )
+
+
 def ask(session: Session, files: Sequence[Found], is_sure: bool) -> None:
     """Ask before much is read; without a terminal to answer, much needs --yes."""
     size = sum(file.size_bytes for file in files)
@@ -175,6 +214,8 @@ def _register(
     with display(session.as_json) as shown:
         items = described(files, jobs, seen)
         while batch := list(islice(items, BATCH)):
+            if facts.get("dataset") and not tally.files:
+                ensure_dataset(session.client, facts["dataset"])  # so late: what fails before leaves no empty one
             done = session.client.post("/replicas", {**facts, "files": batch})
             tally.files += len(batch)
             tally.size_bytes += sum(item["size_bytes"] for item in batch)
@@ -223,4 +264,8 @@ def _tell(session: Session, tally: Tally, storage: str, dataset: str | None, spe
         f"{f' ({known:,} were known)' if known else ''}   {shown_seconds(round(spent_s, 1))}"
     )
     if tally.left_out:
-        session.out.line(f"{counted(len(tally.left_out), 'link')} or special file left out, e.g. {tally.left_out[0]}")
+        noun = "link or special file" if len(tally.left_out) == 1 else "links or special files"
+        session.out.line(f"{len(tally.left_out):,} {noun} left out, e.g. {codec.shown(tally.left_out[0])}")
+    if tally.bad_names:
+        number = counted(len(tally.bad_names), "file")
+        session.out.line(f"{number} left out for a name that dlm cannot take, e.g. {tally.bad_names[0]}")

@@ -371,7 +371,8 @@ def found_by(tx: Tx, audit_id: int, limit: int) -> Sequence[Row[Any]]:
         """WITH wrong AS (
                SELECT f.did_id, f.state::text AS state, f.detail FROM finding f WHERE f.audit_id = %(id)s
                UNION ALL
-               SELECT x.id::bigint, CASE WHEN e.action <> 'harmed' THEN 'in doubt' WHEN e.after -> 'bad' = '0' THEN 'lost'
+               SELECT x.id::bigint, CASE WHEN e.action <> 'harmed' THEN 'in doubt'
+                                         WHEN e.after -> 'bad' = '0' THEN 'lost'
                                          WHEN e.after -> 'lost' = '0' THEN 'bad' ELSE 'bad or lost' END, NULL
                  FROM audit a JOIN event e ON e.object = 'storage' AND e.object_id = a.storage_id
                       AND e.action IN ('harmed', 'last_copy_in_doubt') AND e.at BETWEEN a.created_at AND a.ended_at
