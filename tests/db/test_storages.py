@@ -143,6 +143,28 @@ def test_one_root_is_never_two_storages_whether_dlm_writes_there_or_not(
     assert tree(mine) == before
 
 
+def test_a_root_in_or_around_anothers_is_refused_unless_the_outer_one_is_only_read(
+    database: Database, tmp_path: Path
+) -> None:
+    with database.begin("test") as tx:
+        storages.add_storage(tx, new_storage("outer", tmp_path / "outer"))
+    (tmp_path / "link").symlink_to(tmp_path / "outer")
+    for inner in (tmp_path / "outer" / "a" / "b", tmp_path / "link" / "a"):
+        with pytest.raises(InvalidInput, match="lies in the root of storage outer"), database.begin("test") as tx:
+            storages.add_storage(tx, new_storage("inner", inner))
+    with pytest.raises(InvalidInput, match="contains the root of storage"), database.begin("test") as tx:
+        storages.add_storage(tx, new_storage("around", tmp_path))
+    only_read = new_storage("around", tmp_path, can_write=False, can_delete=False, reason="the originals")
+    with database.begin("test") as tx:
+        storages.add_storage(tx, only_read)
+    with pytest.raises(InvalidInput, match="contains the root of storage"), database.begin("test") as tx:
+        storages.update_storage(tx, "around", {"can_delete": True})
+    with database.begin("test") as tx:
+        storages.retire_storage(tx, "outer")
+    with pytest.raises(InvalidInput, match="carries the marker"), database.begin("test") as tx:
+        storages.add_storage(tx, new_storage("inner", tmp_path / "outer" / "a"))
+
+
 def test_a_root_that_is_no_directory_is_refused(database: Database, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InvalidInput), database.begin("test") as tx:

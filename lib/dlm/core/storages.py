@@ -19,7 +19,7 @@ from dlm.core.names import FIRST_PAGE, check_name, check_text
 from dlm.db import changes, events, sites, storages
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound, StorageError, Unsupported
-from dlm.protocols import StorageProtocol, open_protocol, schemes
+from dlm.protocols import StorageProtocol, open_protocol, posix, schemes
 from dlm.types import ChangeKind, Page, Phase, ProtocolRef, Reap
 
 MAX_BYTES = 2**63 - 1
@@ -131,7 +131,10 @@ def update_storage(tx: Tx, name: str, facts: Mapping[str, Any], reason: str | No
     _check_values(after)
     if after["can_write"] and not before["can_write"]:
         _put_marker(tx, row)
-    return _write(tx, row, "updated", before, after)
+    updated = _write(tx, row, "updated", before, after)
+    if any(after[switch] and not before[switch] for switch in ("can_write", "can_delete")):
+        _refuse_nested(tx, storages.protocols(tx, [row.id])[row.id])
+    return updated
 
 
 def set_attributes(tx: Tx, name: str, patch: Mapping[str, str | None]) -> Row[Any]:
@@ -195,8 +198,10 @@ def _switch_reason(before: Mapping[str, Any], after: Mapping[str, Any], reason: 
 
 def _take_root(tx: Tx, storage_id: int, uuid: str, may_write: bool) -> None:
     """Make the root recognisable, by a marker in it or (where nothing may be written) by its seal."""
-    protocol = open_protocol(storages.protocols(tx, [storage_id])[storage_id])
+    ref = storages.protocols(tx, [storage_id])[storage_id]
+    protocol = open_protocol(ref)
     _refuse_shared(tx, storage_id, protocol)
+    _refuse_nested(tx, ref)
     try:
         if may_write:
             protocol.claim(uuid, create_root=True)
@@ -221,6 +226,32 @@ def _refuse_shared(tx: Tx, storage_id: int, protocol: StorageProtocol) -> None:
         raise InvalidInput(
             f"this root belongs to storage {owner} already", field="prefix", hint="give each storage a root of its own"
         )
+
+
+def _refuse_nested(tx: Tx, ref: ProtocolRef) -> None:
+    """Refuse a root in another storage's root, or around one, where the outer one may write or delete.
+
+    Each would see the other's files as its own. Around a root, one that is only read is harmless.
+    """
+    if ref.scheme not in _LOCAL:
+        return
+    can_change = {storage.id: storage.can_write or storage.can_delete for storage in storages.snapshot(tx)}
+    for other in storages.protocols(tx).values():
+        if other.storage_id == ref.storage_id or other.scheme not in _LOCAL:
+            continue
+        inside = can_change[other.storage_id] and posix.is_inside(ref.prefix, other.prefix)
+        around = can_change[ref.storage_id] and posix.is_inside(other.prefix, ref.prefix)
+        if inside or around:
+            how = "lies in" if inside else "contains"
+            detail = (
+                f"{codec.shown(ref.prefix)} {how} the root of storage {other.storage_name}, {codec.shown(other.prefix)}"
+            )
+            raise InvalidInput(detail, field="prefix", hint="give each storage a root beside the others")
+    marked = posix.marked_above(ref.prefix)
+    if marked is not None:
+        detail = f"{codec.shown(ref.prefix)} lies in {codec.shown(marked)}, which carries the marker of a storage"
+        hint = "give each storage a root beside the others; if that one is retired for good, remove its .dlm-storage"
+        raise InvalidInput(detail, field="prefix", hint=hint)
 
 
 def _put_marker(tx: Tx, row: Row[Any]) -> None:

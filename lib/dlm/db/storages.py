@@ -45,7 +45,7 @@ def snapshot(tx: Tx) -> list[Storage]:
 
 
 def protocols(tx: Tx, storage_ids: Iterable[int] | None = None) -> dict[int, ProtocolRef]:
-    """The preferred protocol of each storage, by storage id; one statement.
+    """The preferred protocol of each storage, by storage id; without ids of all that are not retired; one statement.
 
     Its `storage_uuid` is what the root must show: the storage's uuid, or the seal of a root without a marker.
     """
@@ -54,7 +54,7 @@ def protocols(tx: Tx, storage_ids: Iterable[int] | None = None) -> dict[int, Pro
         """SELECT DISTINCT ON (s.id) s.id, s.name, coalesce(p.marker, s.uuid::text) AS uuid,
                   p.scheme, p.prefix, p.credentials
              FROM storage s JOIN protocol p ON p.storage_id = s.id
-            WHERE %(ids)s::int[] IS NULL OR s.id = ANY (%(ids)s::int[])
+            WHERE CASE WHEN %(ids)s::int[] IS NULL THEN s.deleted_at IS NULL ELSE s.id = ANY (%(ids)s::int[]) END
             ORDER BY s.id, p.priority DESC, p.id""",
         ids=ids,
     )

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from dlm import effects, staging
 from dlm.digest import Digest
@@ -136,6 +137,17 @@ class PosixProtocol(StorageProtocol):
     def remove_temporaries(self, *attempts: str) -> int:
         with self._marked_root() as root, translating("remove temporaries in", self.ref.prefix, "destination"):
             return staging.remove(root, frozenset(attempts))
+
+
+def is_inside(prefix: str, root: str) -> bool:
+    """True when the directory is below the root, links followed."""
+    return Path(os.path.realpath(root)) in Path(os.path.realpath(prefix)).parents
+
+
+def marked_above(prefix: str) -> str | None:
+    """The nearest directory above that carries dlm's marker, links followed; None when there is none."""
+    above = Path(os.path.realpath(prefix)).parents
+    return next((str(directory) for directory in above if os.path.lexists(directory / MARKER)), None)
 
 
 def write_all(fd: int, data: bytes) -> None:
