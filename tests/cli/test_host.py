@@ -121,6 +121,16 @@ def test_a_service_that_cannot_start_is_told_with_its_last_words(host: Host) -> 
     assert "web ended while starting" in error and "cannot listen" in error and "web.log" in error
 
 
+def test_the_service_that_up_started_is_found_again_without_its_address(host: Host, tmp_path: Path) -> None:
+    url = host.variables.pop("DLM_URL")
+    host("up")
+    assert host.json("status")["promises"]["total"] == 0
+    elsewhere = Host(tmp_path / "elsewhere", DLM_URL=url)
+    elsewhere.directory.mkdir()
+    error = elsewhere.run("status", status=1).stderr
+    assert f"{url} wants a token, and there is none in {tmp_path}/elsewhere/var/token" in error
+
+
 def test_up_wants_a_port_that_stays(host: Host) -> None:
     assert "web.port" in host.run("--set", "web.port=0", "up", status=2).stderr
 
@@ -134,8 +144,21 @@ def test_an_external_database_is_not_started_or_stopped(host: Host) -> None:
 def test_a_database_that_is_away_is_a_temporary_failure(host: Host) -> None:
     host.variables["DLM_DATABASE_DSN"] = "postgresql+psycopg://nobody@127.0.0.1:9/none"
     for words in (("db", "status"), ("verify",)):
-        assert "does not answer" in host.run(*words, status=75).stderr
+        error = host.run(*words, status=75).stderr
+        assert "the database at 127.0.0.1:9 does not answer: connection refused" in error
+        assert "hint: does it run, and is database.dsn right?" in error
     assert "fail  database" in host("doctor", status=1)
+    host.variables["DLM_DATABASE_DSN"] = "postgresql+psycopg://nobody:secret@no-such-host.invalid/none"
+    error = host.run("db", "status", status=75).stderr
+    assert "no such host" in error and "secret" not in error
+
+
+@pytest.mark.parametrize("dsn", ["nonsense:secret", "postgresql://me:secret@host/name", "mysql://me:secret@host/name"])
+def test_a_dsn_that_is_none_is_told_without_repeating_it(host: Host, dsn: str) -> None:
+    host.variables["DLM_DATABASE_DSN"], kept = dsn, host.variables["DLM_DATABASE_DSN"]
+    error = host.run("db", "status", status=2).stderr
+    host.variables["DLM_DATABASE_DSN"] = kept
+    assert "database.dsn does not begin with postgresql+psycopg://" in error and "secret" not in error
 
 
 def test_an_old_schema_is_told_by_doctor_with_the_way_out(host: Host) -> None:

@@ -177,7 +177,13 @@ class Client:
         told = {"field": body.get("field"), "hint": body.get("hint")}
         facts = {name: value for name, value in body.items() if name not in _MEMBERS}
         if response.status == 401 and "Authorization" not in self._headers:
-            told["hint"] = f"give it with --token or DLM_TOKEN, or in {self._token_from or 'the token file'}"
+            detail = f"{self.url} wants a token, and there is none in {self._token_from or 'a file'}"
+            told["hint"] = "run it where dlm was started, or give --token or DLM_TOKEN"
+        elif response.status == 401:
+            detail = f"the token is not valid at {self.url}"
+            told["hint"] = (
+                f"it comes from --token, DLM_TOKEN or {self._token_from}; dlm-admin db init makes root's anew"
+            )
         if response.status in _PASSING:
             wait = response.headers.get("Retry-After", "")
             raise Transient(detail, retry_after_s=int(wait) if wait.isdecimal() else 5, **told, **facts)

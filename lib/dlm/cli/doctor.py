@@ -132,7 +132,7 @@ def disks(session: Session) -> Iterator[Line]:
 
 
 def web(session: Session) -> Line:
-    url = session.settings.client_url
+    url = session.url
     started = time.monotonic()
     found = Client(url, "", timeout_s=running.PROBE_S).get("/version")
     return Line("web", OK, f"dlm {found['version']} at {url}, answers in {1000 * (time.monotonic() - started):.0f} ms")

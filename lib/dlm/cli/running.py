@@ -10,7 +10,7 @@ import click
 
 from dlm.cli import databases, host
 from dlm.cli.client import Client
-from dlm.cli.session import Session, Verb, pass_session
+from dlm.cli.session import URL_FILE, Session, Verb, pass_session
 from dlm.cli.units import shown_seconds
 from dlm.config import Settings
 from dlm.db import daemons
@@ -33,6 +33,7 @@ def up(session: Session) -> None:
     _step(session, "database", lambda: _database(settings, facts))
     web, workers = host.services(session.run_dir)
     _step(session, "web", lambda: _web(session, web, facts))
+    (session.run_dir / URL_FILE).write_text(facts["url"] + "\n")
     _step(session, "daemons", lambda: _daemons(session, workers, facts))
     session.out.said(f"dlm is running.  API and docs  {facts['url']}/api/v1/docs   stop: dlm-admin down", facts)
 

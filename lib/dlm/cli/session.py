@@ -18,6 +18,7 @@ from dlm.errors import DlmError, InvalidInput
 
 INTERRUPTED = 130
 MAX_TOKEN_BYTES = 4096
+URL_FILE = "url"  # in the run directory, written by `up`
 
 
 class Session:
@@ -35,8 +36,22 @@ class Session:
     @cached_property
     def client(self) -> Client:
         settings = self.settings
-        path = Path(settings.client_token_file)
-        return Client(settings.client_url, settings.client_token or read_token(path), str(path))
+        if self.flags.get("client_token") == "":
+            raise InvalidInput("the token is empty", field="token", hint="leave --token out to use the file's")
+        path = Path(os.path.abspath(settings.client_token_file))
+        return Client(self.url, settings.client_token or read_token(path), str(path))
+
+    @property
+    def url(self) -> str:
+        """Where the service is: as it was said, else where `up` left it beside the token, else where it usually is."""
+        url = self.settings.client_url
+        was_said = "client_url" in self.flags or url != config.DECLARED["client_url"].default
+        if was_said or any(name in os.environ for name in ("DLM_URL", "DLM_CLIENT_URL")):
+            return url
+        try:
+            return (self.run_dir / URL_FILE).read_text().strip() or url
+        except OSError:
+            return url
 
     @property
     def out(self) -> Output:

@@ -6,6 +6,7 @@ SQL is written for psycopg (`%(name)s`); `now` and `actor` are bound for every s
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,8 +86,10 @@ class Database:
         pool_size: int = 5,
         statement_timeout_s: float = 60,
         lock_timeout_s: float = 10,
+        way_out: str | None = None,
     ) -> None:
         self.dsn = dsn
+        self.way_out = way_out  # what a person does when the database does not answer
         self.clock: Clock = clock or DatabaseClock()
         options = f"-c statement_timeout={int(statement_timeout_s * 1000)} -c lock_timeout={int(lock_timeout_s * 1000)} -c timezone=UTC"
         self.engine = sa.create_engine(
@@ -117,7 +120,10 @@ class Database:
                 connection.commit()
             effects.point(f"{name}:after-commit")
         except sa.exc.DBAPIError as error:
-            raise translated(error) from error
+            ours = translated(error)
+            if isinstance(ours, Transient) and not getattr(error.orig, "sqlstate", None):
+                ours.hint = ours.hint or self.way_out
+            raise ours from error
         except sa.exc.TimeoutError as error:
             raise Transient("all database connections are in use") from error
 
@@ -154,6 +160,34 @@ _CONSTRAINTS: dict[str, DlmError] = {
 _PASSING = ("40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53")  # and class 08, and no SQLSTATE at all
 
 
+# Of the driver's words only these are told: the rest may hold what was in the DSN.
+_CAUSES = {
+    "connection refused": "connection refused",
+    "no such file or directory": "nothing listens on its socket",
+    "failed to resolve host": "no such host",
+    "could not translate host name": "no such host",
+    "name or service not known": "no such host",
+    "password authentication failed": "it refuses the password",
+    "no password supplied": "it wants a password",
+    "no pg_hba.conf entry": "it does not let this host in",
+    "starting up": "it is starting",
+    "shutting down": "it is stopping",
+    "too many clients": "it has no connection left",
+    "timeout": "no answer in time",
+}
+_PLACE = re.compile(r'connection to server (?:at|on socket) "([^"]+)"(?: \([^)]*\))?(?:, port (\d+))?')
+_MISSING = re.compile(r'(database|role) "[^"]*" does not exist')
+
+
+def _away(said: str) -> str:
+    """'the database at 127.0.0.1:5432 does not answer: connection refused'."""
+    place = _PLACE.search(said)
+    where = f" at {':'.join(filter(None, place.groups()))}" if place else ""
+    missing = _MISSING.search(said)
+    cause = missing[0] if missing else next((told for words, told in _CAUSES.items() if words in said.lower()), None)
+    return f"the database{where} does not answer{f': {cause}' if cause else ' at the moment'}"
+
+
 def translated(error: sa.exc.DBAPIError) -> DlmError:
     """The error of ours that tells the caller what to do about a database error."""
     cause = error.orig
@@ -163,8 +197,10 @@ def translated(error: sa.exc.DBAPIError) -> DlmError:
     if constraint in _CONSTRAINTS:
         known = _CONSTRAINTS[constraint]
         return type(known)(known.detail, field=known.field, hint=known.hint)
-    if not state or state.startswith("08") or state.startswith(_PASSING):
-        return Transient("the database does not answer at the moment" if not state or state[:2] in ("08", "57") else "the database is busy")
+    if not state or state[:2] in ("08", "57"):
+        return Transient(_away(str(cause)))
+    if state.startswith(_PASSING):
+        return Transient("the database is busy")
     if state == "42P01":
         return Transient("the database has no schema yet, or an old one", hint="bring it up to date: dlm-admin db upgrade")
     if state == "23505":

@@ -11,6 +11,9 @@ from dlm.config import Settings
 from dlm.db import migrate
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database, translated
+from dlm.errors import InvalidInput
+
+DRIVER = "postgresql+psycopg"
 
 
 def embedded(settings: Settings) -> EmbeddedPostgres | None:
@@ -22,9 +25,18 @@ def embedded(settings: Settings) -> EmbeddedPostgres | None:
 
 
 def address(settings: Settings) -> str:
-    """The DSN in force."""
+    """The DSN in force; InvalidInput for one that is none."""
     server = embedded(settings)
-    return settings.database_dsn if server is None else server.dsn()
+    if server is not None:
+        return server.dsn()
+    try:
+        driver = sa.make_url(settings.database_dsn).drivername
+    except sa.exc.ArgumentError:
+        driver = ""
+    if driver != DRIVER:  # what was given is not repeated: there may be a password in it
+        hint = f"{DRIVER}://USER:PASSWORD@HOST:PORT/NAME"
+        raise InvalidInput(f"database.dsn does not begin with {DRIVER}://", field="database_dsn", hint=hint)
+    return settings.database_dsn
 
 
 def open_database(settings: Settings, clock: Clock | None = None) -> Database:
@@ -35,6 +47,7 @@ def open_database(settings: Settings, clock: Clock | None = None) -> Database:
         pool_size=settings.database_pool_size,
         statement_timeout_s=settings.database_statement_timeout_s,
         lock_timeout_s=settings.database_lock_timeout_s,
+        way_out="dlm-admin up" if not settings.database_dsn else "does it run, and is database.dsn right?",
     )
 
 
