@@ -134,3 +134,40 @@ def test_a_check_is_watched_to_its_end(admin: Admin, perth: Path, world: World) 
         line for line in admin.lines("event", "list", "storage", "perth-disk") if line["action"] == "check_started"
     ]
     assert check["actor"] == "root"
+
+
+def test_a_word_that_is_nearly_right_is_asked_back(admin: Admin, perth: Path, world: World) -> None:
+    world.many("perth-disk", 3, "harbour", verified=True)
+    for words, question in (
+        (("storage", "show", "perth-disc"), "Did you mean 'perth-disk'?"),
+        (("why", "pert-disk"), "Did you mean 'perth-disk'?"),
+        (("did", "show", "test:harbor"), "Did you mean 'test:harbour'?"),
+        (("did", "show", "tset:harbour"), "Did you mean 'test'?"),
+        (("did", "show", "other:harbour"), "scopes you can see: test"),
+    ):
+        assert question in admin.error(*words, status=1)
+    wish = ("rule", "plan", "test:harbour", "--copies", "1", "--on", "tier=1")
+    assert "Did you mean 'site'?" in admin.error(*wish, "--spread", "sit", status=2)
+    assert "capital letters" in admin.error("site", "add", "bern", "--country", "Switzerland", status=2)
+    assert "no number of a breaker" in admin.error("breaker", "close", "all", status=2)
+    assert "available" in admin("why", "perth-disk").splitlines()[0]
+
+
+def test_events_name_their_objects_and_are_found_by_name_alone(admin: Admin, perth: Path, world: World) -> None:
+    world.many("perth-disk", 3, "harbour", verified=True)
+    rule = str(admin.json("rule", "add", "test:harbour", "--copies", "1", "--on", "perth-disk")["id"])
+    for name in ("perth-disk", "test:harbour", rule):
+        assert {item["name"] for item in admin.lines("event", "list", name)} == {name}
+    text = admin("event", "list")
+    assert f"rule {rule}" in text and "storage perth-disk" in text and "did test:harbour" in text
+    assert admin.lines("event", "list", "site")
+
+
+def test_a_state_and_what_follows_it_stand_apart(admin: Admin, perth: Path, world: World) -> None:
+    world.many("perth-disk", 3, "harbour", verified=True)
+    rule = str(admin.json("rule", "add", "test:harbour", "--copies", "1", "--on", "perth-disk")["id"])
+    assert admin("rule", "show", rule).startswith(" declared  1 copy of 3 files")
+    with world.begin() as tx:
+        tx.run("UPDATE rule SET state = 'impossible'")
+    assert admin("rule", "show", rule).startswith(" impossible  1 copy of 3 files")
+    assert "0 of 0 replicas ok" in admin("why", "rule", rule).splitlines()[0]

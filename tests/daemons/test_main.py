@@ -39,6 +39,11 @@ def run(dsn: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_without_a_name_it_says_which_there_are(dsn: str) -> None:
+    ended = run(dsn)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: say which daemon\n hint: one or more of judge")
+
+
 @pytest.fixture
 def started(dsn: str) -> Iterator[Any]:
     """Starts dlm-daemon in the background; whatever still runs at the end is killed."""

@@ -222,3 +222,10 @@ def test_every_key_of_an_answer_is_in_json_types(user: Caller) -> None:
     user.post("/scopes", {"name": "ska"})
     made = json.dumps(user.get("/scopes/ska"))
     assert made.endswith('Z"}') and '"created_at": "2026-01-01T00:00:00' in made
+
+
+def test_an_address_that_is_none_is_told_in_our_words_and_the_bare_one_leads_to_the_documentation(app: Flask) -> None:
+    answer = app.test_client().get("/api/v1/nothing")
+    assert answer.status_code == 404
+    assert (answer.json["detail"], answer.json["hint"]) == ("nothing is at /api/v1/nothing", "what there is: /api/v1/docs")
+    assert app.test_client().get("/").location == "/api/v1/docs"

@@ -130,9 +130,6 @@ def list_contents(session: Session, name: str, limit: int | None) -> None:
     session.out.table(session.client.items(at("contents", name), limit), COLUMNS, "it holds nothing")
 
 
-did.add_command(list_contents, "contents")
-
-
 @did.command("parents")
 @click.argument("name", type=DID, metavar="DID")
 @LIMIT

@@ -94,7 +94,7 @@ def add_rule(session: Session, idempotency_key: str | None, is_watched: bool, **
     if is_watched:
         watch_rule(session, item["id"])
     else:
-        session.out.said(f"{item['state']:<9}watch it: dlm-admin rule watch {item['id']}", item)
+        session.out.said(f"{item['state']:<10}watch it: dlm-admin rule watch {item['id']}", item)
 
 
 def wish_of(item: Item) -> str:

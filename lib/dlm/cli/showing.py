@@ -17,7 +17,7 @@ MOST = 20  # storages and reasons that are told one by one
 
 def labelled(label: str, text: str) -> str:
     """One line under its label, which is in the colour of the state it names."""
-    return f" {coloured(f'{label:<9}', label)}{safe(text)}"
+    return f" {coloured(f'{label:<{max(9, len(label) + 2)}}', label)}{safe(text)}"
 
 
 def rule(item: Item, locks: Sequence[Item], following: Item) -> Iterator[str]:
@@ -146,7 +146,7 @@ _SHOWN_APART = {"chain", "next", *SUBJECTS}
 def why(item: Item) -> Iterator[str]:
     """The chain of facts, each replica's own, and what happens next."""
     subject = next((key for key in SUBJECTS if key in item), "did")
-    facts = [f"{key} {plain(value)}" for key, value in item.items() if _is_fact(key, value)]
+    facts = [_fact(key, value) for key, value in item.items() if _is_fact(key, value)]
     yield safe(f" {item[subject]}   {' · '.join(facts)}".rstrip())
     yield from _chain(item["chain"], "   ")
     copies = item["replicas"] if isinstance(item.get("replicas"), list) else []  # of a storage: numbers by state
@@ -161,6 +161,28 @@ def why(item: Item) -> Iterator[str]:
 
 def _is_fact(key: str, value: Any) -> bool:
     return key not in _SHOWN_APART and value not in (None, {}, []) and not isinstance(value, list)
+
+
+def _fact(key: str, value: Any) -> str:
+    """A fact in words: 'perth', 'is stuck', '12 of 30 replicas ok', 'replicas: 30 available'."""
+    match key:
+        case "state" | "kind" | "reason":
+            return plain(value)
+        case "is_available":
+            return "available" if value else "unavailable"
+        case "progress":
+            return _held(value, ())
+        case "replicas" | "requests":
+            return f"{key}: {', '.join(f'{number:,} {state}' for state, number in value.items())}"
+        case "tombstoned":
+            return f"{counted(value, 'replica')} let go"
+        case "attempts":
+            return counted(value, "attempt")
+        case "error_class":
+            return str(value).replace("_", " ")
+        case "deleted_at":
+            return f"ended {shown_moment(value)}"
+    return f"{key.replace('_', ' ')} {plain(value)}"
 
 
 def _chain(steps: Sequence[Mapping[str, Any]], indent: str) -> Iterator[str]:

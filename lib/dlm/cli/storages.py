@@ -309,7 +309,7 @@ def _found(item: Item) -> Iterator[str]:
     """The first files that were found missing or corrupt, and where the rest is told."""
     items = item.get("found", [])
     for one in items:
-        yield safe(f"{one['state']:<9}{one['did']}   {one['detail'] or ''}").rstrip()
+        yield safe(f"{one['state']:<8} {one['did']}   {one['detail'] or ''}").rstrip()
     left = item["missing"] + item["corrupt"] - len(items)
     if items and left > 0:
         all_of_them = f"   dlm-admin storage findings {item['storage']}" if item["state"] == "stopped" else ""

@@ -18,9 +18,10 @@ from dlm.core.conveyor import request_uuid
 from dlm.errors import InvalidInput
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+OBJECTS = ("account", "scope", "site", "storage", "did", "replica", "rule", "request", "breaker")
 EVENT_COLUMNS = (
     Column("AT", lambda item: shown_moment(item["at"])),
-    Column("OBJECT", lambda item: f"{item['object']} {item['object_id']}"),
+    Column("OBJECT", lambda item: f"{item['object']} {item['name'] or item['object_id'] or ''}"),
     Column("WHAT", "action"),
     Column("BY", "actor"),
     Column("CAUSE", lambda item: item["cause"] or ""),
@@ -48,7 +49,7 @@ DAEMON_COLUMNS = (
 
 
 @click.command(cls=Verb)
-@click.argument("words", nargs=-1, required=True, metavar="DID | rule RULE | request REQUEST | storage NAME")
+@click.argument("words", nargs=-1, required=True, metavar="DID | RULE | STORAGE | request REQUEST")
 @click.option("--at", "storage", metavar="STORAGE", help="Of a file: only its replica there.")
 @pass_session
 def why(session: Session, words: tuple[str, ...], storage: str | None) -> None:
@@ -61,7 +62,9 @@ def why(session: Session, words: tuple[str, ...], storage: str | None) -> None:
 
 def _why_path(words: tuple[str, ...]) -> str:
     if len(words) == 1:
-        return named("why", "rules", words[0]) if _UUID.fullmatch(words[0]) else at("why/dids", words[0])
+        if _UUID.fullmatch(words[0]):
+            return named("why", "rules", words[0])
+        return at("why/dids", words[0]) if ":" in words[0] else named("why", "storages", words[0])
     nouns = {"did": "dids", "rule": "rules", "request": "requests", "storage": "storages"}
     if len(words) != 2 or words[0] not in nouns:
         raise InvalidInput("say what: a DID, or `rule RULE`, `request REQUEST`, `storage NAME`", field="words")
@@ -79,18 +82,27 @@ def event() -> None:
 
 
 @event.command("list")
-@click.argument("words", nargs=-1, metavar="[OBJECT [NAME]]")
+@click.argument("words", nargs=-1, metavar="[OBJECT [NAME] | DID | RULE | STORAGE]")
 @click.option("--actor", help="Only what this account or daemon did.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
 @pass_session
 def list_events(session: Session, words: tuple[str, ...], actor: str | None, limit: int) -> None:
-    """Events, newest first; of one kind of object (`storage`), or one object (`storage perth-disk`)."""
+    """Events, newest first; of one kind of object (`storage`), or one object (`storage perth-disk`, `ska:eb-m001`)."""
     if len(words) > 2:
         raise InvalidInput("at most an object and its name", field="words", hint="e.g. event list storage perth-disk")
-    which = dict(zip(("object", "name"), words, strict=False))
+    which = dict(zip(("object", "name"), _object(words), strict=False))
     session.out.table(
         session.client.items("/events", limit, actor=actor, **which), EVENT_COLUMNS, "nothing is recorded"
     )
+
+
+def _object(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The kind of object and its name; a name alone tells its kind."""
+    if len(words) != 1 or words[0] in OBJECTS:
+        return words
+    if ":" in words[0]:
+        return ("did", words[0])
+    return ("rule" if _UUID.fullmatch(words[0]) else "storage", words[0])
 
 
 @click.group(cls=Noun)
@@ -116,14 +128,13 @@ def hold(session: Session, reason: str) -> None:
     session.out.said(f"all deletions are held   go on: dlm-admin breaker close {item['id']}", item)
 
 
-breaker.add_command(hold, "open")
-
-
 @breaker.command("close")
 @click.argument("number", metavar="BREAKER")
 @pass_session
 def close(session: Session, number: str) -> None:
     """Close a breaker: what it stopped goes on, with a new window."""
+    if not number.isdecimal():
+        raise InvalidInput(f"{number!r} is no number of a breaker", field="breaker", hint="see: dlm-admin breaker list")
     session.client.delete(named("breakers", number))
     session.out.said(f"breaker {number} is closed", {"id": int(number)})
 

@@ -16,13 +16,14 @@ from sqlalchemy.engine import Row
 from dlm import did as codec
 from dlm.core import metadata as free
 from dlm.core.accounts import get_scope, get_scopes
-from dlm.core.names import FIRST_PAGE, check_batch, cursor_id
-from dlm.db import changes, dids, events, query
+from dlm.core.names import FIRST_PAGE, check_batch, cursor_id, meant
+from dlm.db import accounts, changes, dids, events, query
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
 from dlm.types import ChangeKind, Checksums, DidKind, Page, Query
 
 Ref = tuple[str, str]  # (scope, name)
+SHOWN_SCOPES = 10  # in a hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def get(tx: Tx, scope: str, name: str, field: str = "did") -> Row[Any]:
     """The DID (id, scope, name, kind, account, size_bytes, files, checksums, is_open, …), ended or not."""
     row = dids.get(tx, scope, name)
     if row is None:
-        raise _not_found((scope, name), field)
+        raise _not_found(tx, (scope, name), field)
     return row
 
 
@@ -83,7 +84,7 @@ def resolve(tx: Tx, refs: Sequence[Ref], field: str = "dids", *, live: bool = Tr
     place = field if "{}" in field else field + "[{}]"
     for index, row in enumerate(rows):
         if row.id is None:
-            raise _not_found(refs[index], place.format(index))
+            raise _not_found(tx, refs[index], place.format(index))
         if live and row.is_ended:
             raise Conflict(f"{_shown(refs[index])} has ended", field=place.format(index))
     return rows
@@ -114,8 +115,16 @@ def _shown(ref: Ref) -> str:
     return codec.shown(f"{ref[0]}:{ref[1]}")
 
 
-def _not_found(ref: Ref, field: str) -> NotFound:
-    return NotFound(f"{_shown(ref)} is not registered", field=field)
+def _not_found(tx: Tx, ref: Ref, field: str) -> NotFound:
+    """The error, with what was probably meant, or what there is."""
+    scope, name = ref
+    scopes = [row.name for row in accounts.list_scopes(tx, "", SHOWN_SCOPES)]
+    if accounts.scopes(tx, [scope]):
+        near = meant(name, dids.near(tx, scope, name))
+        hint = near.replace("'", f"'{scope}:", 1) if near else f"see: dlm-admin did list {scope}"
+    else:
+        hint = meant(scope, scopes) or f"scopes you can see: {', '.join(scopes) or 'none yet'}"
+    return NotFound(f"{_shown(ref)} is not registered", field=field, hint=hint)
 
 
 # ------------------------------------------------------------------------------------------------ collections
@@ -179,7 +188,7 @@ def _held(tx: Tx, scope: str, name: str) -> Row[Any]:
     """The DID, its row locked; Conflict when it has ended."""
     row = dids.hold(tx, scope, name)
     if row is None:
-        raise _not_found((scope, name), "did")
+        raise _not_found(tx, (scope, name), "did")
     _require_live(row)
     return row
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from dlm.errors import InvalidInput, TooLarge
 from dlm.types import Page
@@ -15,6 +17,13 @@ FIRST_PAGE = Page()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def meant(word: str, known: Iterable[str]) -> str | None:
+    """The question whether a known word was meant that is close to the given one; None when none is."""
+    by_lower = {candidate.lower(): candidate for candidate in sorted(known)}
+    close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"Did you mean {by_lower[close[0]]!r}?" if close else None
 
 
 def check_name(name: str, field: str = "name") -> None:

@@ -21,6 +21,7 @@ from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound, QuotaExcee
 from dlm.types import Grouping, Page, RuleState, Storage
 
 MAX_COPIES = 1000
+DOMAINS = ("site", "country", "type", "phase", "name")  # what copies can differ in, besides attributes
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
 MAX_COMMENT = 1000
 MAX_LIFETIME_S = 1000 * 366 * 86_400
@@ -185,6 +186,10 @@ def check_matches(
         way = _corrected(wish.storages, hints, snapshot) or "see: dlm-admin storage list"
         raise CannotPlace(f"no storage matches: {why}", field=f"{at}storages", hint=way)
     domains = matching if wish.spread is None else {_domain(storage, wish.spread) for storage in matching} - {None}
+    if wish.spread is not None and not domains:
+        keys = {key for storage in matching for key in storage.attributes} | set(DOMAINS)
+        hint = names.meant(wish.spread, keys) or f"they have {', '.join(sorted(keys))}"
+        raise CannotPlace(f"no storage that matches has {wish.spread!r}", field=f"{at}spread", hint=hint)
     if wish.copies is not None and wish.copies > len(domains):
         known = " ".join(storage.name for storage in matching[:10])
         noun = "storage matches" if len(domains) == 1 else "storages match"
@@ -211,7 +216,7 @@ def _corrected(text: str, hints: Sequence[expression.Hint], snapshot: expression
 
 
 def _domain(storage: Storage, key: str) -> str | None:
-    return getattr(storage, key) if key in ("site", "country", "type", "phase", "name") else storage.attributes.get(key)
+    return getattr(storage, key) if key in DOMAINS else storage.attributes.get(key)
 
 
 def _check_quota(wish: Declaration, did: Row[Any], ids: frozenset[int], left: Mapping[int, int], at: str) -> None:

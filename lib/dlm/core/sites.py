@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
 from dlm.types import ChangeKind, Page
 
+_COUNTRY = re.compile(r"[A-Z]{2}")
 FACTS: Mapping[str, Any] = {"country": None, "city": None, "latitude": None, "longitude": None}
 
 
@@ -84,6 +86,9 @@ def _check(values: Mapping[str, Any]) -> None:
         raise InvalidInput(f"a site has no {unknown!r}", field=unknown, hint=f"it has {', '.join(FACTS)}")
     for field in ("country", "city"):
         check_text(values[field], field)
+    if values["country"] is not None and not _COUNTRY.fullmatch(values["country"]):
+        hint = "two capital letters of ISO 3166, e.g. AU or CH"
+        raise InvalidInput(f"{codec.shown(values['country'])} is no code of a country", field="country", hint=hint)
     for field, most in (("latitude", 90), ("longitude", 180)):
         value = values[field]
         if value is not None and not (math.isfinite(value) and -most <= value <= most):

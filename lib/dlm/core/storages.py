@@ -15,7 +15,7 @@ from sqlalchemy.engine import Row
 
 from dlm import did as codec
 from dlm.core.expression import RESERVED_KEYS
-from dlm.core.names import FIRST_PAGE, check_name, check_text
+from dlm.core.names import FIRST_PAGE, check_name, check_text, meant
 from dlm.db import changes, events, sites, storages
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound, StorageError, Unsupported
@@ -99,7 +99,7 @@ def get_storage(tx: Tx, name: str, field: str = "storage") -> Row[Any]:
     """The storage (id, uuid, name, site, country, type, phase, switches, attributes, …)."""
     row = storages.get(tx, name)
     if row is None:
-        raise _not_found(name, field)
+        raise _not_found(tx, name, field)
     return row
 
 
@@ -162,12 +162,14 @@ def retire_storage(tx: Tx, name: str) -> None:
 def _held(tx: Tx, name: str) -> Row[Any]:
     row = storages.hold(tx, name)
     if row is None:
-        raise _not_found(name, "storage")
+        raise _not_found(tx, name, "storage")
     return row
 
 
-def _not_found(name: str, field: str) -> NotFound:
-    return NotFound(f"there is no storage {codec.shown(name)}", field=field)
+def _not_found(tx: Tx, name: str, field: str) -> NotFound:
+    known = [storage.name for storage in storages.snapshot(tx)]
+    hint = meant(name, known) or "see: dlm-admin storage list"
+    return NotFound(f"there is no storage {codec.shown(name)}", field=field, hint=hint)
 
 
 def _values(row: Row[Any]) -> dict[str, Any]:

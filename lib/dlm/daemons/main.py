@@ -39,7 +39,7 @@ DAEMONS: dict[str, Make] = {
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", nargs=-1, required=True, metavar="NAME…|all")
+@click.argument("names", nargs=-1, metavar="NAME…|all")
 @click.option("--once", is_flag=True, help="One pass of each, then leave; prints what it did.")
 @click.option("--dry-run", is_flag=True, help="With --once: decide as usual, write nothing, touch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: one JSON object a line.")
@@ -74,6 +74,8 @@ def cli(names: Sequence[str], once: bool, dry_run: bool, as_json: bool, path: st
 def choose(names: Iterable[str]) -> list[str]:
     """The daemons that are meant, each once, in the order in which work flows; InvalidInput for a name that is none."""
     wanted = set(names)
+    if not wanted:
+        raise InvalidInput("say which daemon", field="name", hint=f"one or more of {', '.join(DAEMONS)}, or all")
     for name in sorted(wanted - DAEMONS.keys() - {ALL}):
         raise InvalidInput(f"there is no daemon {name!r}", field="name", hint=f"one of {', '.join(DAEMONS)}, or all")
     return [name for name in DAEMONS if name in wanted or ALL in wanted]

@@ -75,6 +75,21 @@ def by_ids(tx: Tx, did_ids: Iterable[int]) -> Sequence[Row[Any]]:
     )
 
 
+def near(tx: Tx, scope: str, name: str) -> list[str]:
+    """The names before and after the name in its scope, those that have not ended; one statement, bounded."""
+    rows = tx.rows(
+        """WITH s AS (SELECT id FROM scope WHERE name = %(scope)s)
+           (SELECT d.name FROM did d, s WHERE d.scope_id = s.id AND d.name >= %(name)s AND d.deleted_at IS NULL
+             ORDER BY d.name LIMIT 20)
+           UNION ALL
+           (SELECT d.name FROM did d, s WHERE d.scope_id = s.id AND d.name < %(name)s AND d.deleted_at IS NULL
+             ORDER BY d.name DESC LIMIT 20)""",
+        scope=scope,
+        name=name,
+    )
+    return [row.name for row in rows]
+
+
 def resolve(tx: Tx, scopes: Sequence[str], names: Sequence[str]) -> Sequence[Row[Any]]:
     """(id, kind, size_bytes, files, adler32, md5, sha256, is_ended) per (scope, name), in order; id null where there
     is none; one statement."""

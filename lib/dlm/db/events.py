@@ -67,15 +67,26 @@ def list_for(tx: Tx, object_: str, object_id: int, limit: int = 100, before_id: 
 def list_page(
     tx: Tx, object_: str | None, object_id: int | None, actor: str | None, before_id: int | None, limit: int
 ) -> Sequence[Row[Any]]:
-    """At most `limit` events, newest first, before that id, of an object or an actor if given; one statement."""
+    """At most `limit` events, newest first, before that id, of an object or an actor if given; one statement.
+
+    `name` is what people call the object, null where it has none.
+    """
     return tx.rows(
-        """SELECT id, at, object, object_id, action, actor, request_id, cause, before, after
-             FROM event
+        """SELECT e.id, e.at, e.object, e.object_id, CASE e.object
+                    WHEN 'storage' THEN (SELECT name FROM storage WHERE id = e.object_id)
+                    WHEN 'rule' THEN (SELECT uuid::text FROM rule WHERE id = e.object_id)
+                    WHEN 'did' THEN (SELECT s.name || ':' || d.name FROM did d JOIN scope s ON s.id = d.scope_id
+                                      WHERE d.id = e.object_id)
+                    WHEN 'site' THEN (SELECT name FROM site WHERE id = e.object_id)
+                    WHEN 'scope' THEN (SELECT name FROM scope WHERE id = e.object_id)
+                    WHEN 'account' THEN (SELECT name FROM account WHERE id = e.object_id) END AS name,
+                  e.action, e.actor, e.request_id, e.cause, e.before, e.after
+             FROM (SELECT * FROM event
             WHERE (%(before_id)s::bigint IS NULL OR id < %(before_id)s)
               AND (%(object)s::text IS NULL OR object = %(object)s)
               AND (%(object_id)s::bigint IS NULL OR object_id = %(object_id)s)
               AND (%(actor)s::text IS NULL OR actor = %(actor)s)
-            ORDER BY id DESC LIMIT %(limit)s""",
+            ORDER BY id DESC LIMIT %(limit)s) e ORDER BY e.id DESC""",
         object=object_,
         object_id=object_id,
         actor=actor,

@@ -66,6 +66,7 @@ def create_app(database: Database, settings: Settings) -> Flask:
     for blueprint in native.BLUEPRINTS:
         api.register_blueprint(blueprint, url_prefix=native.PREFIX + (blueprint.url_prefix or ""))
     api.register_blueprint(docs.problems)
+    app.add_url_rule("/", "docs.start", access.public(docs.start), methods=["GET"])
     problem.register(app)  # flask-smorest registers a handler of its own for HTTP errors
     app.extensions["dlm.openapi"] = app.json.dumps(api.spec.to_dict())
     return app

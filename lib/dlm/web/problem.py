@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, g, json
+from flask import Flask, Response, g, json, request
 from werkzeug.exceptions import HTTPException
 
 from dlm import errors
@@ -90,7 +90,10 @@ def answer_http(error: HTTPException) -> Response:
     if status < 400:
         return error.get_response()  # type: ignore[return-value]
     kind = _HTTP.get(status) or Kind(f"http-{status}", status, error.name, "")
-    response = problem(kind, {"detail": error.description or error.name})
+    told: dict[str, Any] = {"detail": error.description or error.name}
+    if status == 404 and request.url_rule is None:
+        told = {"detail": f"nothing is at {request.path}", "hint": "what there is: /api/v1/docs"}
+    response = problem(kind, told)
     response.headers.extend((name, text) for name, text in error.get_headers() if name in ("Allow", "Retry-After"))
     return response
 

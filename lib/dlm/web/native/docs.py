@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from flask import Response, current_app, send_from_directory
+from flask import Response, current_app, redirect, send_from_directory
 
 from dlm.errors import NotFound
 from dlm.web.access import public
@@ -37,6 +37,11 @@ def page() -> Response:
     response = Response(Path(STATIC, "docs.html").read_bytes(), mimetype="text/html")
     response.headers["Content-Security-Policy"] = CONTENT_POLICY
     return response
+
+
+def start() -> Response:
+    """Whoever opens the bare address in a browser is sent to the page."""
+    return redirect("/api/v1/docs")  # type: ignore[return-value]
 
 
 @blp.route("/docs/<path:file>")

@@ -27,6 +27,7 @@ class Event(Answer):
     at = fields.AwareDateTime(required=True)
     object = fields.String(required=True)
     object_id = fields.Integer(required=True)
+    name = fields.String(required=True, allow_none=True, metadata={"description": "what people call the object"})
     action = fields.String(required=True)
     actor = fields.String(required=True)
     request_id = fields.String(required=True, allow_none=True)

@@ -17,7 +17,7 @@ blp = Blueprint("expressions", __name__, url_prefix="/expressions", description=
 
 
 class ExpressionBody(Schema):
-    storages = Words(required=True, metadata={"example": "tier=1&country=AU"})
+    storages = Words(least=0, required=True, metadata={"example": "tier=1&country=AU"})
 
 
 class Matches(Answer):

@@ -44,7 +44,7 @@ class Copies(fields.Raw):
 class RuleBody(Schema):
     did = Words(4096, required=True, metadata={"example": "ska:eb-m001-20260711"})
     copies = Copies(required=True)
-    storages = Words(4096, required=True, metadata={"example": "tier=1&country=AU"})
+    storages = Words(4096, least=0, required=True, metadata={"example": "tier=1&country=AU"})
     grouping = One(Grouping, load_default=str(Grouping.DATASET))
     spread = Words(500, allow_none=True, metadata={"description": "copies differ in this key", "example": "site"})
     weight = Words(500, allow_none=True)
