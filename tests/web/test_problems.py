@@ -133,7 +133,7 @@ def test_an_unknown_address_or_method_is_a_problem_too(admin: Caller, nobody: Ca
     assert admin.get("/nothing", 404)["type"] == "/problems/not-found"
     wrong = admin.call("DELETE", "/accounts", 405)
     assert wrong.json["type"] == "/problems/method-not-allowed" and "GET" in wrong.headers["Allow"]
-    assert nobody.client.get("/", buffered=True).mimetype == "application/problem+json"
+    assert nobody.client.get("/nothing", buffered=True).mimetype == "application/problem+json"
 
 
 @pytest.mark.parametrize(("error", "kind"), TABLE, ids=lambda value: getattr(value, "slug", ""))
@@ -227,5 +227,6 @@ def test_every_key_of_an_answer_is_in_json_types(user: Caller) -> None:
 def test_an_address_that_is_none_is_told_in_our_words_and_the_bare_one_leads_to_the_documentation(app: Flask) -> None:
     answer = app.test_client().get("/api/v1/nothing")
     assert answer.status_code == 404
-    assert (answer.json["detail"], answer.json["hint"]) == ("nothing is at /api/v1/nothing", "what there is: /api/v1/docs")
+    assert answer.json["detail"] == "nothing is at /api/v1/nothing"
+    assert answer.json["hint"] == "what there is: /api/v1/docs"
     assert app.test_client().get("/").location == "/api/v1/docs"

@@ -351,7 +351,7 @@ def test_a_parked_request_shows_its_reason_and_is_tried_again(user: Caller, admi
     user.post(f"/requests/{parked}/retry", None, 403)
     assert admin.post(f"/requests/{parked}/retry", None, 200)["state"] == "queued"
     assert admin.post(f"/requests/{parked}/retry", None, 409)["field"] == "request"
-    assert admin.post("/requests/retry", {"did": "ska:set"}, 200) == {"retried": 0}
+    assert admin.post("/requests/retry", {"did": "ska:set"}, 200) == {"retried": 0, "parked": 0, "waited": 0}
     user.get(f"/requests/{request_uuid(99999)}", 404)
     user.get("/requests/99999", 400)
     user.get(f"/why/requests/{parked}")
