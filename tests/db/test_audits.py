@@ -149,6 +149,18 @@ def test_a_report_does_not_take_over_a_finding(shelves: Shelves) -> None:
     assert (row.state, row.detail, row.probes, row.name) == ("bad", "first", 1, "f1")
 
 
+def test_nothing_is_found_about_a_replica_that_is_gone_or_going(shelves: Shelves) -> None:
+    here = shelves.storage("here")
+    stays, goes = shelves.files(2)
+    shelves.put([stays], here)
+    with shelves.database.begin("test") as tx:
+        audits.report(tx, [(stays, here, "lost", ""), (goes, here, "lost", "")])
+        assert [row.did_id for row in audits.list_findings(tx, here)] == [stays]
+        tx.run("DELETE FROM replica WHERE did_id = %(id)s", id=stays)
+        assert audits.forget_gone(tx, 10) == 1
+        assert not audits.list_findings(tx, here)
+
+
 def test_findings_of_a_check_about_replicas_that_went_are_dropped(shelves: Shelves) -> None:
     here = shelves.storage("here")
     (file,) = shelves.files(1)

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm.core.conveyor import next_check_s
-from dlm.db import attempts, changes, events
+from dlm.db import attempts, audits, changes, events
 from dlm.db.attempts import Result, Standing, Verdict
 from dlm.db.engine import Tx
 from dlm.db.usage import StorageDelta, change_storages
@@ -111,14 +111,14 @@ def _standing(result: Result, row: Row[Any], cycle_s: float) -> Standing:
 
 
 def _suspect(tx: Tx, results: Sequence[Result], held: Held) -> None:
-    attempts.suspect(
-        tx,
-        [
-            (result.source_id, held[result.request_id].did_id, result.suspicion, result.error or "")
-            for result in results
-            if result.suspicion is not None and result.source_id is not None
-        ],
-    )
+    found = [
+        (held[result.request_id].did_id, result.source_id, str(result.suspicion), result.error or "")
+        for result in results
+        if result.suspicion is not None and result.source_id is not None
+    ]
+    if found:
+        audits.report(tx, found)
+
 
 
 def _tell(tx: Tx, kind: ChangeKind, results: Sequence[Result], held: Held) -> None:

@@ -177,6 +177,7 @@ class Auditor:
         lease_s = self.settings.auditor_lease_s
         with self.database.begin("auditor.claim-due", commit=not dry_run) as tx:
             batch = self.settings.auditor_batch
+            audits.forget_gone(tx, batch)
             audits.call_reported(tx, batch, PROBE_PAUSE_S, PROBE_PAUSE_MAX_S)
             due = audits.claim_due(tx, batch, lease_s, SLOW_BYTES_S, self._abreast.hanging())
             refs = storages.protocols(tx, {item.storage_id for item, _ in due})

@@ -222,26 +222,6 @@ def note(tx: Tx, results: Sequence[Result], held: Mapping[int, Row[Any]]) -> Non
     )
 
 
-def suspect(tx: Tx, rows: Sequence[tuple[int, int, ReplicaState, str]]) -> None:
-    """Note (storage_id, did_id, bad or lost, detail) for the auditor to confirm; at most one statement.
-
-    A finding that stands already keeps its probes: those are looks of the auditor, over time.
-    """
-    if not rows:
-        return
-    tx.run(
-        """INSERT INTO finding (storage_id, did_id, state, detail, found_at)
-           SELECT DISTINCT ON (storage_id, did_id) storage_id, did_id, state, detail, %(now)s
-             FROM unnest(%(storages)s::int[], %(dids)s::bigint[], %(states)s::replica_state[], %(details)s::text[])
-               AS f (storage_id, did_id, state, detail) ORDER BY storage_id, did_id
-           ON CONFLICT (storage_id, did_id) DO NOTHING""",
-        storages=[row[0] for row in rows],
-        dids=[row[1] for row in rows],
-        states=[str(row[2]) for row in rows],
-        details=[row[3] for row in rows],
-    )
-
-
 def wake_sourceless(tx: Tx, did_ids: Collection[int]) -> int:
     """Queue the requests that were parked for want of a source of these files; their number; at most one statement."""
     if not did_ids:

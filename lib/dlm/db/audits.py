@@ -323,12 +323,18 @@ def add_findings(tx: Tx, found: Sequence[tuple[Item, str, str]], audit_id: int |
 
 
 def report(tx: Tx, found: Sequence[tuple[int, int, str, str]]) -> None:
-    """Note (did, storage, bad or lost, what was seen), for the auditor to confirm by its own probes; two statements."""
+    """Note (did, storage, bad or lost, what was seen), for the auditor to confirm by its own probes; two statements.
+
+    Only about replicas that stand: one that was being deleted when its bytes were missed is no finding. A finding that
+    stands already keeps its probes: those are looks of the auditor, over time.
+    """
     tx.run(
         """INSERT INTO finding (did_id, storage_id, state, detail, found_at)
-           SELECT did_id, storage_id, state::replica_state, detail, %(now)s
+           SELECT DISTINCT ON (storage_id, did_id) did_id, storage_id, n.state::replica_state, n.detail, %(now)s
              FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(states)s::text[], %(details)s::text[])
                   AS n (did_id, storage_id, state, detail)
+             JOIN replica r USING (did_id, storage_id)
+            WHERE r.state IN ('available', 'unverified')
             ORDER BY storage_id, did_id ON CONFLICT DO NOTHING""",
         dids=[row[0] for row in found],
         storages=[row[1] for row in found],
@@ -336,6 +342,22 @@ def report(tx: Tx, found: Sequence[tuple[int, int, str, str]]) -> None:
         details=[row[3] for row in found],
     )
     tx.run("SELECT pg_notify('dlm_auditor', '')")
+
+
+def forget_gone(tx: Tx, limit: int) -> int:
+    """Remove findings whose replica is gone; their number; one statement.
+
+    It goes with its replica. But: 1. a reaper takes the replica's row away, and sees no finding; 2. a conveyor that
+    missed the file meanwhile commits one.
+    """
+    return tx.run(
+        """DELETE FROM finding f USING (
+               SELECT storage_id, did_id FROM finding o
+                WHERE NOT EXISTS (SELECT FROM replica r WHERE r.did_id = o.did_id AND r.storage_id = o.storage_id)
+                ORDER BY storage_id, did_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) gone
+            WHERE f.storage_id = gone.storage_id AND f.did_id = gone.did_id""",
+        limit=limit,
+    ).rowcount
 
 
 def disown_findings(tx: Tx, items: Sequence[Item]) -> None:
