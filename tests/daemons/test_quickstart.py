@@ -172,7 +172,7 @@ def test_much_data_is_not_touched_without_a_word(visitor: Visitor) -> None:
     with open(visitor.data / "large", "wb") as file:
         file.truncate(LARGE_BYTES)
     said = visitor.run("--check", status=1)
-    assert "1 files, 11.0 GB" in said and "--yes" in said
+    assert "1 file, 11.0 GB" in said and "--yes" in said
     assert not visitor.var.exists()
 
 

@@ -154,7 +154,7 @@ def _has_unverified(row: Row[Any], every: Sequence[Row[Any]]) -> bool:
 def _waits(row: Row[Any]) -> Step:
     purpose = "a repair" if row.is_repair else "a copy"
     error = f"; last: {row.error}" if row.error else ""
-    text = f"{purpose} is {row.request_state}, {row.attempts} attempts{error}"
+    text = f"{purpose} is {row.request_state}, {row.attempts} {'attempt' if row.attempts == 1 else 'attempts'}{error}"
     return _step("waits", row.next_attempt_at, text, error_class=row.error_class, request=conveyor.request_uuid(row.request_id))
 
 
