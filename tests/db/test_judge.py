@@ -351,3 +351,17 @@ def test_files_that_join_a_rule_of_grouping_none_and_find_no_room_stop_no_other_
     world.settle()
     assert (world.state(rule), world.state(other)) == ("impossible", "ok")
     world.check()
+
+
+def test_what_is_registered_anew_at_a_path_that_rests_is_read_only_after_the_rest(world: World) -> None:
+    """Before, a paused reaper may still delete it: as `available` it would be a witness for deleting other copies."""
+    world.put("origin", {"f": b"bytes"})
+    with world.begin() as tx:
+        tx.run("UPDATE replica SET state = 'lost', quiet_until = %(now)s + interval '1 hour'")
+        tx.run("UPDATE storage_usage SET used_bytes = 0, used_files = 0")
+    world.put("origin", {"f": b"bytes"})
+    world.settle()
+    assert world.where("f") == {"origin": "unverified"}
+    world.later(3601)
+    assert world.where("f") == {"origin": "available"}
+    world.check()

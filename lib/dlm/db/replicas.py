@@ -198,13 +198,17 @@ def first_in_the_way(
 
 
 def revive(tx: Tx, storage_id: int, did_ids: Sequence[int]) -> Sequence[Row[Any]]:
-    """Take bad and lost replicas for registered anew, to be verified; (did_id, size_bytes, was_lost); one statement."""
+    """Take bad and lost replicas for registered anew, to be verified; (did_id, size_bytes, was_lost); one statement.
+
+    Not before the path has rested: until then a paused worker may still delete what stands there.
+    """
     return tx.rows(
         """WITH held AS (
                SELECT did_id, state FROM replica
                 WHERE storage_id = %(storage_id)s AND did_id = ANY (%(ids)s::bigint[]) AND state IN ('bad', 'lost')
                 ORDER BY did_id FOR UPDATE)
-           UPDATE replica r SET state = 'unverified', verified_at = NULL, next_check_at = %(now)s
+           UPDATE replica r SET state = 'unverified', verified_at = NULL,
+                  next_check_at = greatest(%(now)s, r.quiet_until)
              FROM held WHERE r.did_id = held.did_id AND r.storage_id = %(storage_id)s
            RETURNING r.did_id, r.size_bytes, held.state = 'lost' AS was_lost""",
         storage_id=storage_id,
