@@ -68,7 +68,7 @@ def test_without_a_token_it_says_where_one_was_looked_for(url: str, tmp_path: Pa
     nobody = Admin(url, "")
     nobody.environment["DLM_CLIENT_TOKEN_FILE"] = str(tmp_path / "token")
     error = nobody.error("rule", "list", status=1)
-    assert "no token was sent" in error and f"--token or DLM_TOKEN, or in {tmp_path}/token" in error
+    assert f"{url} wants a token, and there is none in {tmp_path}/token" in error and "--token or DLM_TOKEN" in error
 
 
 def test_the_token_comes_from_a_file_that_only_its_owner_can_read(admin: Admin, tmp_path: Path) -> None:
