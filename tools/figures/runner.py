@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def _server(dsn: str | None, directory: Path) -> Iterator[str]:
 def main(arguments: list[str]) -> int:
     """Measure the figures that are named, or all; the exit status does not depend on what they are."""
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server and the scratch directory go
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; --files {options.files:,}\n")
     print(f"{'figure':<28}{'dlm':>12}{'yardstick':>12}  {'unit':<9}{'ratio':>7}{'n':>11}{'MB':>6}{'stmts':>8}  goal", flush=True)
     with tempfile.TemporaryDirectory(prefix="dlm-bench-", dir=options.dir) as scratch:

@@ -16,7 +16,7 @@ from dlm.db import changes, filling, judging, letting_go, rules, usage
 from dlm.db.engine import Tx
 
 SMALL_FILES = filling.LARGE_FILES  # a lock of at most so many files is filled beside others
-LOOKS_PER_WRITE = 10  # files are looked at so much faster than they are written
+LOOKS_PER_WRITE = 40  # files are looked at so much faster than they are written
 SMALL_LOCKS = 20_000
 
 

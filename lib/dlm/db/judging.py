@@ -84,8 +84,21 @@ def locks_of(tx: Tx, rule_ids: Sequence[int]) -> Sequence[Row[Any]]:
     )
 
 
+# A large rule is judged alone. Told which dataset it is, PostgreSQL knows its size, and reads it side by side with the
+# replicas instead of looking up each file.
+_COVERAGE_OF_ONE = """
+    SELECT %(id)s::bigint AS did_id, r.storage_id, count(*) AS files, sum(r.size_bytes)::bigint AS bytes,
+           count(*) FILTER (WHERE r.state <> 'copying') AS ready_files
+      FROM (SELECT child_id AS file_id FROM attachment WHERE parent_id = %(id)s
+            UNION ALL SELECT id FROM did WHERE id = %(id)s AND kind = 'file') f
+      JOIN replica r ON r.did_id = f.file_id AND r.state IN ('available', 'unverified', 'copying')
+     GROUP BY r.storage_id"""
+
+
 def coverage(tx: Tx, unit_ids: Sequence[int]) -> Sequence[Row[Any]]:
     """How much of each file or dataset stands (or is coming) where: (did_id, storage_id, files, bytes, ready_files); one statement."""
+    if len(unit_ids) == 1:
+        return tx.rows(_COVERAGE_OF_ONE, id=unit_ids[0])
     return tx.rows(
         f"""WITH u AS (SELECT did_id FROM unnest(%(ids)s::bigint[]) AS u (did_id))
             SELECT f.did_id, r.storage_id, count(*) AS files, sum(r.size_bytes)::bigint AS bytes,
