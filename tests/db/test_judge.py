@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
 
 from dlm.clock import ManualClock
-from dlm.core import rules
+from dlm.core import files, replicas, rules
 from dlm.db.engine import Database
 from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound
 from world import DAY, SCOPE, World
@@ -365,3 +366,17 @@ def test_what_is_registered_anew_at_a_path_that_rests_is_read_only_after_the_res
     world.later(3601)
     assert world.where("f") == {"origin": "available"}
     world.check()
+
+
+def test_a_file_that_somebody_named_and_that_never_was_the_right_one_is_not_written_over(world: World) -> None:
+    world.put("origin", {"f": b"bytes"}, verified=True)
+    theirs = world.root / "perth-a" / "theirs"
+    theirs.write_bytes(b"other")
+    with world.begin() as tx:
+        named = {"name": "f", "size_bytes": 5, "adler32": f"{zlib.adler32(b'bytes'):08x}", "path": "theirs"}
+        replicas.register(tx, "perth-a", files.read([named], SCOPE))
+    rule = world.declare("f", 1, "perth-a")
+    world.settle()
+    assert world.where("f") == {"origin": "available", "perth-a": "bad"}
+    assert world.state(rule) == "stuck"
+    assert theirs.read_bytes() == b"other"

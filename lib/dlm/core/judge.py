@@ -189,7 +189,7 @@ def _stuck_reason(copies: Copies) -> str:
     if copies.parked:
         parts.append(f"{copies.parked} of {copies.files} replicas cannot be made ({copies.parked_reason or 'see request list'})")
     if copies.harmed:
-        parts.append(f"{copies.harmed} of {copies.files} replicas are bad or lost and no good copy is left to repair them from")
+        parts.append(f"{copies.harmed} of {copies.files} replicas are bad or lost: no good copy is left, or what stands there is not dlm's to write over")
     return "; ".join(parts)
 
 

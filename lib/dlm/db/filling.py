@@ -69,7 +69,8 @@ _MAKE = """
     UNION ALL SELECT 0, 0, 0, (SELECT count(*) FROM wish)"""
 
 # A replica that is bad, lost or deleted is made again in place. Bad and lost ones only when a good copy stands elsewhere:
-# otherwise their state is the honest answer, and it is left for the day a good copy turns up.
+# otherwise their state is the honest answer, and it is left for the day a good copy turns up. What stands at a path that
+# somebody named and never was the file is perhaps another's: it is not written over.
 _MEND = """
     WITH wish AS MATERIALIZED ({wish}),
          ailing AS (SELECT r.did_id, r.storage_id, r.state, r.quiet_until, w.priority, w.activity
@@ -77,6 +78,7 @@ _MEND = """
                      WHERE r.state IN ('bad', 'lost', 'deleted')
                        AND (r.state = 'deleted' OR EXISTS (SELECT FROM replica g WHERE g.did_id = r.did_id
                               AND g.storage_id <> r.storage_id AND g.state IN ('available', 'unverified')))
+                       AND (r.state <> 'bad' OR r.path IS NULL OR r.verified_at IS NOT NULL)
                      ORDER BY r.did_id, r.storage_id FOR UPDATE OF r),
          mended AS (UPDATE replica r SET state = 'copying', verified_at = NULL, next_check_at = NULL, tombstone_at = NULL,
                            claimed_until = NULL, created_at = %(now)s
