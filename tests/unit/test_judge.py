@@ -66,7 +66,7 @@ def test_a_stuck_rule_says_how_much_and_repeats_a_stored_reason() -> None:
     reason = grade(Copies(files=9, ok=5, parked=2, harmed=1, parked_reason="b: disk full"), None).reason
     assert reason is not None
     assert "2 of 9 replicas cannot be made (b: disk full)" in reason
-    assert "1 of 9 replicas are bad or lost and no good copy is left" in reason
+    assert "1 of 9 replicas are bad or lost: no good copy is left" in reason
     assert "see request list" in (grade(Copies(files=1, parked=1), None).reason or "")
 
 
