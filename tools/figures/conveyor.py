@@ -56,7 +56,7 @@ def convey(place: Place) -> None:
 
 
 def convey_bare(place: Place) -> None:
-    """What a batch must leave: requests claimed, replicas available, attempts noted, requests gone, usage and change."""
+    """What a batch must leave: requests claimed, replicas available, attempts noted, requests gone, usage changed."""
     for _ in range(-(-place.size // BATCH)):
         with place.database.begin("bench.bare") as tx:
             tx.run(

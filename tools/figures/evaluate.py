@@ -35,9 +35,8 @@ def measure(bench: Bench, files: int) -> Iterator[Figure]:
         for size in (small, large):
             one, twenty = found[size, 1, part], found[size, 20, part]
             yield derived(f"evaluate-rules {part}", twenty, one, f"1 rule, dataset of {size:,}")
-        yield derived(
-            f"evaluate-dataset {part}", found[large, 20, part], found[small, 20, part], f"dataset of {small:,}, 20 rules"
-        )
+        much, little = found[large, 20, part], found[small, 20, part]
+        yield derived(f"evaluate-dataset {part}", much, little, f"dataset of {small:,}, 20 rules")
 
 
 def prepare(number: int, place: Place) -> None:
@@ -90,7 +89,8 @@ def attach_bare(place: Place) -> dict[str, float]:
 def _attach_bare(tx: Tx) -> None:
     tx.run(
         """INSERT INTO attachment (parent_id, child_id, size_bytes)
-           SELECT (SELECT id FROM did WHERE name = 'ds'), id, size_bytes FROM did d WHERE name LIKE 'new.%%' ORDER BY d.id"""
+           SELECT (SELECT id FROM did WHERE name = 'ds'), id, size_bytes
+             FROM did d WHERE name LIKE 'new.%%' ORDER BY d.id"""
     )
     tx.run(
         """INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at)

@@ -39,7 +39,7 @@ def alone(place: Place) -> dict[str, float]:
 
 
 def waits(database: Database) -> dict[str, float]:
-    """p50 and p99 of the time from declaring a rule on one file until it has its locks, while one judge places the rest."""
+    """p50 and p99 of the time from declaring a rule on one file until it has its locks, beside what one judge does."""
     stop = threading.Event()
     judge = threading.Thread(target=_judge, args=(database, stop))
     judge.start()

@@ -1,4 +1,4 @@
-"""`judge`: a rule of 2 copies over a dataset, nothing there; from the declaration until all replicas and requests stand."""
+"""`judge`: a rule of 2 copies over a dataset, nothing there; until all replicas and requests stand."""
 
 from __future__ import annotations
 

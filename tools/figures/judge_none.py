@@ -1,4 +1,4 @@
-"""`judge-none`: the same with grouping NONE over 50 storages of 10 sites, spread over sites and weighted by an attribute."""
+"""`judge-none`: the same with grouping NONE over 50 storages of 10 sites, spread and weighted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`latency`: from the POST of a rule on one file of 1 KiB until its copy is AVAILABLE, in an idle system of real processes."""
+"""`latency`: from the POST of a rule on one file of 1 KiB until its copy is AVAILABLE, in an idle system."""
 
 from __future__ import annotations
 

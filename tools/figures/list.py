@@ -23,8 +23,9 @@ def stream(place: Place) -> None:
     lines = 0
     with place.database.begin("bench.list", worlds.ACTOR) as tx:
         for row in replicas.stream(tx, "bench", "ds"):
-            shown = {"did": f"{row.scope}:{row.name}", "storage": row.storage, "state": row.state, "size": row.size_bytes}
-            lines += len(json.dumps({**shown, "path": replicas.path_of(row), "adler32": row.adler32})) > 0
+            shown = {"did": f"{row.scope}:{row.name}", "storage": row.storage, "state": row.state}
+            facts = {"size_bytes": row.size_bytes, "path": replicas.path_of(row), "adler32": row.adler32}
+            lines += len(json.dumps(shown | facts)) > 0
     assert lines == place.size
 
 
@@ -32,7 +33,8 @@ def fetch(place: Place) -> None:
     with place.database.begin("bench.bare") as tx:
         rows = tx.rows(
             """SELECT d.name, s.name, r.state, r.size_bytes, d.adler32, r.path FROM attachment a
-                 JOIN replica r ON r.did_id = a.child_id JOIN did d ON d.id = r.did_id JOIN storage s ON s.id = r.storage_id"""
+                 JOIN replica r ON r.did_id = a.child_id JOIN did d ON d.id = r.did_id
+                 JOIN storage s ON s.id = r.storage_id"""
         )
     assert len(rows) == place.size
 

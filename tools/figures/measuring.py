@@ -1,4 +1,4 @@
-"""How a figure comes about: dlm and its yardstick in turns, each on a fresh copy of one world, in a process of its own."""
+"""How a figure comes about: dlm and its yardstick in turns, each on a copy of one world, in a process of its own."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ class Bench:
     def run(self, race: Race, size: int, n: int | None = None, repeat: int | None = None) -> list[Figure]:
         """The race's figures, medians of `repeat` runs over a world of `size`, in turns so that drift meets both."""
         own, theirs = [], []
-        with self._world(race.prepare, size) as world, self._world(race.bare_prepare or race.prepare, size, world) as other:
+        for_bare = race.bare_prepare or race.prepare
+        with self._world(race.prepare, size) as world, self._world(for_bare, size, world) as other:
             for _ in range(repeat or self.repeat):
                 if race.bare is not None:
                     theirs.append(self._sample(other, race, race.bare, size, is_ours=False))

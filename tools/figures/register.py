@@ -72,7 +72,8 @@ def register_bare(place: Place) -> None:
         )
         tx.run(
             """INSERT INTO attachment (parent_id, child_id, size_bytes)
-               SELECT (SELECT id FROM did WHERE kind = 'dataset'), id, size_bytes FROM did WHERE kind = 'file' ORDER BY did.id"""
+               SELECT (SELECT id FROM did WHERE kind = 'dataset'), id, size_bytes
+                 FROM did WHERE kind = 'file' ORDER BY did.id"""
         )
         tx.run(
             """UPDATE storage_usage SET used_files = %(n)s, used_bytes = (SELECT sum(size) FROM prepared)

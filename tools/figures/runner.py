@@ -60,8 +60,10 @@ def main(arguments: list[str]) -> int:
     """Measure the figures that are named, or all; the exit status does not depend on what they are."""
     options = _options(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server and the scratch directory go
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; --files {options.files:,}\n")
-    print(f"{'figure':<28}{'dlm':>12}{'yardstick':>12}  {'unit':<9}{'ratio':>7}{'n':>11}{'MB':>6}{'stmts':>8}  goal", flush=True)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
+    print(f"{machine}; --files {options.files:,}\n")
+    print(f"{'figure':<28}{'dlm':>12}{'yardstick':>12}  {'unit':<9}{'ratio':>7}{'n':>11}{'MB':>6}{'stmts':>8}  goal")
+    sys.stdout.flush()
     with tempfile.TemporaryDirectory(prefix="dlm-bench-", dir=options.dir) as scratch:
         directory = Path(scratch)
         directory.chmod(0o755)
@@ -78,7 +80,7 @@ def main(arguments: list[str]) -> int:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(FIGURES)}; default all")
-    parser.add_argument("--files", type=int, default=100_000, help="the middle size; figures scale from it (default 100,000)")
+    parser.add_argument("--files", type=int, default=100_000, help="the middle size, default 100,000")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each, of which the median counts (default 3)")
     parser.add_argument("--json", type=Path, help="append one JSON line per figure to this file")
     parser.add_argument("--dsn", help="a server on which databases may be made; without it one is started")

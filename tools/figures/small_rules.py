@@ -60,7 +60,8 @@ def _clients(port: int, token: str, numbers: list[int]) -> tuple[float, float, l
     """(start, end, seconds of each POST) by four threads, each on a connection that stays."""
     each = CLIENTS // PROCESSES
     waits: list[float] = []
-    threads = [threading.Thread(target=_client, args=(port, token, numbers[index::each], waits)) for index in range(each)]
+    shares = [numbers[index::each] for index in range(each)]
+    threads = [threading.Thread(target=_client, args=(port, token, share, waits)) for share in shares]
     start = time.time()
     for thread in threads:
         thread.start()

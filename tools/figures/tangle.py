@@ -1,4 +1,4 @@
-"""`tangle`: 10,000 files, each in 100 datasets, with 20 rules on them: 100 more attached, everything moved, rules let go.
+"""`tangle`: 10,000 files, each in 100 datasets, with 20 rules: 100 more attached, everything moved, rules let go.
 
 Beside it the same with each file in 10 datasets and 2 rules: a ratio of 0.1 is cost linear in the overlaps.
 """
@@ -36,7 +36,8 @@ def prepare(datasets: int, rule_number: int, place: Place) -> None:
         worlds.files(tx, NEW, "new")
         tx.run(
             """INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files, created_at)
-               SELECT 1, 'dataset', 'view' || i, 1, 1000 * %(n)s, %(n)s, %(now)s FROM generate_series(1, %(datasets)s) i""",
+               SELECT 1, 'dataset', 'view' || i, 1, 1000 * %(n)s, %(n)s, %(now)s
+                 FROM generate_series(1, %(datasets)s) i""",
             n=place.size,
             datasets=datasets,
         )

@@ -31,7 +31,8 @@ def measure(bench: Bench, files: int) -> Iterator[Figure]:
     large = partial(Race, unit="MB/s", prepare=partial(prepare, large_bytes), arrange=partial(arrange, large_bytes))
     yield from bench.run(large("transfer-large", ours=convey, yardstick=bare, bare=copy_bare), 1, large_bytes // 10**6)
     many = partial(Race, unit="files/s", prepare=partial(prepare, SMALL_BYTES), arrange=partial(arrange, SMALL_BYTES))
-    yield from bench.run(many("transfer-small", ours=convey, yardstick=bare + " of the file system", bare=copy_bare), small)
+    race = many("transfer-small", ours=convey, yardstick=bare + " of the file system", bare=copy_bare)
+    yield from bench.run(race, small)
     program = rclone()
     if program is not None:
         by_rclone = partial(copy_by_rclone, program)
@@ -117,6 +118,6 @@ def _copy(source: int, destination: int, size: int) -> None:
 def copy_by_rclone(program: str, place: Place) -> None:
     """rclone with as many transfers at once as the conveyor has threads; it compares sizes and checksums itself."""
     root = place.directory / "files"
-    command = [program, "copy", str(root / "origin"), str(root / "s1"), "--transfers", "4", "--no-traverse", "--config", ""]
-    subprocess.run([*command, "--exclude", ".dlm-storage"], check=True)
+    options = ["--transfers", "4", "--no-traverse", "--config", "", "--exclude", ".dlm-storage"]
+    subprocess.run([program, "copy", str(root / "origin"), str(root / "s1"), *options], check=True)
     os.sync()

@@ -1,4 +1,4 @@
-"""`verify`: all invariants of the catalogue, as `dlm-admin verify` looks at them, over a million files and two copies."""
+"""`verify`: all invariants of the catalogue, as `dlm-admin verify` looks at them, over a million files."""
 
 from __future__ import annotations
 

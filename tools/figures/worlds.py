@@ -88,7 +88,8 @@ def files(tx: Tx, number: int, dataset: str = "ds", at: str | None = "origin", s
     """`number` files of one size and content in a dataset, with a verified replica at `at`."""
     tx.run(
         """INSERT INTO did (scope_id, kind, name, account_id, size_bytes, files, adler32, created_at)
-           SELECT 1, 'file', %(ds)s || '.' || i, 1, %(size)s, 1, %(adler32)s, %(now)s FROM generate_series(1, %(n)s) i""",
+           SELECT 1, 'file', %(ds)s || '.' || i, 1, %(size)s, 1, %(adler32)s, %(now)s
+             FROM generate_series(1, %(n)s) i""",
         ds=dataset,
         size=size_bytes,
         adler32=f"{zlib.adler32(b'x' * min(size_bytes, SMALL_BYTES)):08x}",
@@ -103,7 +104,8 @@ def files(tx: Tx, number: int, dataset: str = "ds", at: str | None = "origin", s
     )
     tx.run(
         """INSERT INTO attachment (parent_id, child_id, size_bytes)
-           SELECT (SELECT id FROM did WHERE name = %(ds)s), id, size_bytes FROM did WHERE kind = 'file' AND name LIKE %(ds)s || '.%%' ORDER BY did.id""",
+           SELECT (SELECT id FROM did WHERE name = %(ds)s), id, size_bytes
+             FROM did WHERE kind = 'file' AND name LIKE %(ds)s || '.%%' ORDER BY did.id""",
         ds=dataset,
     )
     if at is not None:
@@ -114,7 +116,8 @@ def replicas(tx: Tx, dataset: str, at: str, size_bytes: int = 1000) -> None:
     """Verified replicas of the dataset's files at a storage."""
     tx.run(
         """INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at, verified_at, next_check_at)
-           SELECT child_id, (SELECT id FROM storage WHERE name = %(at)s), 'available', %(size)s, %(now)s, %(now)s, %(now)s + interval '30 days'
+           SELECT child_id, (SELECT id FROM storage WHERE name = %(at)s), 'available', %(size)s, %(now)s, %(now)s,
+                  %(now)s + interval '30 days'
              FROM attachment WHERE parent_id = (SELECT id FROM did WHERE name = %(ds)s) ORDER BY child_id""",
         at=at,
         ds=dataset,
@@ -142,7 +145,8 @@ def count(tx: Tx) -> None:
              FROM (SELECT s.id, count(r.did_id) FILTER (WHERE r.state <> 'copying') AS files,
                           coalesce(sum(r.size_bytes) FILTER (WHERE r.state <> 'copying'), 0) AS used,
                           coalesce(sum(r.size_bytes) FILTER (WHERE r.state = 'copying'), 0) AS reserved
-                     FROM storage s LEFT JOIN replica r ON r.storage_id = s.id GROUP BY s.id) n WHERE n.id = u.storage_id"""
+                     FROM storage s LEFT JOIN replica r ON r.storage_id = s.id GROUP BY s.id) n
+            WHERE n.id = u.storage_id"""
     )
 
 
