@@ -18,6 +18,7 @@ VENV = CHECKOUT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "made-for.json"
 LOWEST = (3, 11)
+ELSEWHERE = ("PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
 
 
 def ensure(extras, say=print):
@@ -80,10 +81,19 @@ def key():
 
 
 def run(command):
-    """Run the command; end the program with its output when it fails."""
-    done = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{done.stdout}\n{' '.join(command)} failed")
+    """Run the command; end the program with its output when it fails.
+
+    What the caller's shell says of other places for packages must not lead them out of .venv.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode == 0:
+        return
+    if "No matching distribution" in done.stdout or "Temporary failure in name resolution" in done.stdout:
+        sys.exit(f"{done.stdout}\npip found no packages: is the network, or the package index it is set up with, in reach?")
+    sys.exit(f"{done.stdout}\n{' '.join(command)} failed")
 
 
 @contextlib.contextmanager

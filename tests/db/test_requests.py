@@ -430,13 +430,3 @@ def test_a_request_cancelled_while_it_failed_is_due_at_once(yard: Yard, clock: M
     with yard.database.begin("test") as tx:
         record_results(tx, [Result(id_, fence, Verdict.PARKED, delay_s=5000)], CYCLE_S)
     assert yard.row("SELECT state, next_attempt_at, is_cancelled FROM request") == ("queued", clock.moment, True)
-
-
-def test_counts_by_state_tell_files_bytes_and_the_oldest(yard: Yard, clock: ManualClock) -> None:
-    there, _ = queued(yard, 3)
-    yard.run("UPDATE request SET state = 'parked' WHERE id = 2")
-    with yard.database.begin("test") as tx:
-        assert [tuple(row) for row in requests.counts_by_state(tx)] == [
-            (there, "there", "queued", 2, 6, clock.moment),
-            (there, "there", "parked", 1, 3, clock.moment),
-        ]

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm import did as codec
-from dlm.core.expression import RESERVED_KEYS
+from dlm.core.expression import check_key
 from dlm.core.names import FIRST_PAGE, check_name, check_text, meant
 from dlm.db import changes, events, sites, storages
 from dlm.db.engine import Tx
@@ -28,7 +28,6 @@ MAX_PREFIX_CHARACTERS = 1000
 MAX_UNDO_WINDOW_S = 365 * 86400
 SWITCHES = ("can_read", "can_write", "can_delete")
 CHANGEABLE = ("type", "phase", "capacity_bytes", "min_free_bytes", *SWITCHES, "reap", "undo_window_s")
-_KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LOCAL = ("posix", "file")  # schemes whose prefix is a path on this host
 
@@ -299,13 +298,7 @@ def _check_attributes(attributes: Mapping[str, str]) -> None:
         raise InvalidInput(f"a storage has at most {MAX_ATTRIBUTES} attributes", field="attributes")
     for key, value in attributes.items():
         field = f"attributes.{key[:64]}"
-        if not _KEY.fullmatch(key):
-            hint = "letters, digits, '.', '_' and '-', at most 64"
-            raise InvalidInput(f"{codec.shown(key)} is no name of an attribute", field="attributes", hint=hint)
-        if key in RESERVED_KEYS:
-            raise InvalidInput(
-                f"{key!r} is built in, and no name for an attribute", field=field, hint="choose another name"
-            )
+        check_key(key, field)
         if not isinstance(value, str):
             raise InvalidInput(
                 "the value of an attribute is text", field=field, hint='write numbers in quotes, as in "1"'

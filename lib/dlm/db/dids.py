@@ -67,14 +67,6 @@ def get(tx: Tx, scope: str, name: str) -> Row[Any] | None:
     )
 
 
-def by_ids(tx: Tx, did_ids: Iterable[int]) -> Sequence[Row[Any]]:
-    """Those DIDs in id order; one statement."""
-    return tx.rows(
-        f"SELECT {_COLUMNS} FROM {_FROM} WHERE d.id = ANY (%(ids)s::bigint[]) ORDER BY d.id",
-        ids=arrays.integers(did_ids),
-    )
-
-
 def near(tx: Tx, scope: str, name: str) -> list[str]:
     """The names before and after the name in its scope, those that have not ended; one statement, bounded."""
     rows = tx.rows(

@@ -384,15 +384,6 @@ def retry(tx: Tx, filters: Filters) -> tuple[int, int]:
     return done.parked, done.waited
 
 
-def counts_by_state(tx: Tx) -> Sequence[Row[Any]]:
-    """Files, bytes and the oldest due time by destination and state, for people; one statement that reads the queue."""
-    return tx.rows(
-        """SELECT q.storage_id, t.name AS storage, q.state, count(*) AS files, sum(q.size_bytes)::bigint AS size_bytes,
-                  min(q.next_attempt_at) AS oldest_due_at
-             FROM request q JOIN storage t ON t.id = q.storage_id GROUP BY 1, 2, 3 ORDER BY 2, 3"""
-    )
-
-
 def next_due(tx: Tx) -> float | None:
     """Seconds until a queued request at a storage that takes data is due, or a lease ends; one statement."""
     return tx.scalar(
