@@ -190,7 +190,7 @@ def test_an_unwritable_root_is_refused(database: Database, root: str) -> None:
         ({"capacity_bytes": 2**63}, "capacity_bytes"),
         ({"undo_window_s": -1}, "undo_window_s"),
         ({"can_delete": False}, "reason"),
-        ({"attributes.a b": {"a b": "1"}}, "attributes"),
+        ({"attributes": {"a b": "1"}}, "attributes.a b"),
         ({"attributes": {"country": "AU"}}, "attributes.country"),
         ({"attributes": {"rse_type": "DISK"}}, "attributes.rse_type"),
         ({"attributes": {"tier": 1}}, "attributes.tier"),
