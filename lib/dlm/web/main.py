@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import click
@@ -23,14 +24,13 @@ from dlm.config import Settings
 from dlm.db.opening import open_database
 from dlm.errors import DlmError, InvalidInput
 from dlm.web.app import create_app
+from dlm.web.channel import REFUSED_AT, Channel
 
 log = logging.getLogger("dlm.web")
 
 GRACE_S = 10.0
 TURN_S = 0.2
 MAX_CONNECTIONS = 1000  # idle or slow ones cost a socket, not a thread
-# waitress refuses in plain text what is larger than this; up to it the app does, with a problem document.
-REFUSED_BY_SERVER = 8
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,7 +66,7 @@ def serve(settings: Settings) -> None:
     for listener in listeners(sockets):
         log.info("listening on http://%s:%s", listener.effective_host, listener.effective_port)
     while not stop.is_set():
-        loop(timeout=TURN_S, use_poll=True, map=sockets, count=1)
+        turn(sockets, settings.web_stalled_s)
     finish(server, sockets)
     database.dispose()
     log.info("stopped")
@@ -82,21 +82,30 @@ def make_app() -> Flask:
 def listen(app: Flask, settings: Settings, sockets: dict[int, Any]) -> Any:
     """The server, listening; its sockets are in `sockets`. InvalidInput when the address cannot be had."""
     try:
-        return create_server(
+        server = create_server(
             app,
             map=sockets,
             host=settings.web_host,
             port=settings.web_port,
             threads=settings.web_threads,
             connection_limit=MAX_CONNECTIONS,
-            max_request_body_size=max(
-                REFUSED_BY_SERVER * settings.web_max_body_bytes, settings.web_max_upload_bytes + 1
-            ),
+            max_request_body_size=max(REFUSED_AT * settings.web_max_body_bytes, settings.web_max_upload_bytes) + 1,
             ident=None,
         )
     except (OSError, ValueError) as error:
         where = f"{settings.web_host}:{settings.web_port}"
         raise InvalidInput(f"cannot listen on {where}: {error}", field="web_port") from error
+    for listener in listeners(sockets):
+        listener.channel_class = partial(Channel, limit_bytes=settings.web_max_body_bytes)
+    return server
+
+
+def turn(sockets: dict[int, Any], stalled_s: float) -> None:
+    """Serve what is ready; close the connections whose answer nobody takes."""
+    loop(timeout=TURN_S, use_poll=True, map=sockets, count=1)
+    for channel in list(sockets.values()):
+        if isinstance(channel, Channel):
+            channel.close_if_stalled(stalled_s)
 
 
 def finish(server: Any, sockets: dict[int, Any]) -> None:
