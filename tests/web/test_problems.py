@@ -40,6 +40,7 @@ def raw(caller: Caller, data: bytes, path: str = "/accounts", **kwargs: Any) -> 
         (b"\xff\xfe", "UTF-8"),
         (b'{"name": "a", "name": "b"}', "twice"),
         (b'{"roles": [{"x": 1, "x": 2}]}', "twice"),
+        (b"{" + b",".join(b'"k%d": 1' % (at % 199_999) for at in range(200_000)) + b"}", "twice"),
         (b'{"name": NaN}', "NaN"),
         (b'{"name": Infinity}', "Infinity"),
         (b'{"name": 1e999}', "too large"),
