@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -244,6 +246,62 @@ def test_an_idempotency_key_makes_a_retry_find_the_first_rule(world: World) -> N
     assert world.declare("ds", 1, "tier=1", idempotency_key="k1") == rule
     with pytest.raises(Conflict, match="another rule"):
         world.declare("ds", 2, "tier=1", idempotency_key="k1")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"lifetime_s": 60.0}, {"grouping": "none"}, {"spread": "site"}, {"sources": "tier=1"}, {"locked": True}],
+)
+def test_an_idempotency_key_stands_for_all_of_a_wish(world: World, other: dict[str, Any]) -> None:
+    world.many("origin", 1)
+    world.declare("ds", 1, "tier=1", idempotency_key="k1")
+    with pytest.raises(Conflict, match="another rule"):
+        world.declare("ds", 1, "tier=1", idempotency_key="k1", **other)
+
+
+def test_a_retry_is_answered_when_what_it_asked_for_could_not_be_asked_any_more(world: World) -> None:
+    world.many("origin", 1)
+    end = world.clock.moment + timedelta(hours=1)
+    rule = world.declare("ds", 1, "tier=1", idempotency_key="k1", expires_at=end)
+    world.clock.advance(7200.0)
+    assert world.declare("ds", 1, "tier=1", idempotency_key="k1", expires_at=end) == rule
+
+
+def test_one_key_serves_one_call_alone_whether_of_one_rule_or_of_many(world: World) -> None:
+    world.many("origin", 1)
+    wishes = [rules.Declaration(f"{SCOPE}:ds", n, "tier=1", idempotency_key="k") for n in (1, 2)]
+    with world.begin() as tx:
+        made = rules.declare(tx, wishes)
+    with world.begin() as tx:
+        again = rules.declare(tx, wishes)
+    assert [(rule.id, rule.is_new) for rule in again] == [(rule.id, False) for rule in made]
+    with pytest.raises(Conflict, match="another rule"), world.begin() as tx:
+        rules.declare(tx, [*wishes, rules.Declaration(f"{SCOPE}:ds", 3, "tier=1", idempotency_key="k")])
+    with pytest.raises(Conflict, match="asks for this already"):
+        world.declare("ds", 1, "tier=1", idempotency_key="k")
+    assert world.declare("ds", 3, "tier=1", idempotency_key="k"), "alone, the key is another"
+
+
+def test_a_retry_of_many_rules_takes_a_number_of_statements_that_does_not_grow(world: World) -> None:
+    world.many("origin", 1)
+    expressions = [f"tier=1|name=x{n}" for n in range(40)]
+
+    def statements(some: list[str]) -> int:
+        wishes = [rules.Declaration(f"{SCOPE}:ds", 1, on, idempotency_key=f"k{len(some)}") for on in some]
+        with world.begin() as tx:
+            rules.declare(tx, wishes)
+        with world.begin() as tx:
+            rules.declare(tx, wishes)
+            return tx.statements
+
+    assert statements(expressions[:2]) == statements(expressions[2:])
+
+
+def test_the_same_wish_twice_in_a_call_is_refused(world: World) -> None:
+    world.many("origin", 1)
+    with pytest.raises(Conflict, match="stands twice") as twice, world.begin() as tx:
+        rules.declare(tx, [rules.Declaration(f"{SCOPE}:ds", 1, "tier=1")] * 2)
+    assert twice.value.field == "rules[1].did"
 
 
 def test_declarations_that_cannot_be_kept_are_refused_before_anything_is_written(world: World) -> None:

@@ -111,7 +111,7 @@ Call = Callable[[Tx, Rows], Any]
 
 
 def new_rules(rows: Rows) -> list[rules.NewRule]:
-    fixed = (None, "dataset", None, None, 3, "default", None, False, None, None)
+    fixed = (None, "dataset", None, None, 3, "default", None, False, None, None, None)
     return [rules.NewRule(file_id, 1, 2, 1, *fixed) for file_id in rows.files]
 
 
@@ -170,6 +170,7 @@ CALLS: dict[str, Call] = {
     "rules.ensure_expressions": lambda tx, r: rules.ensure_expressions(tx, {f"e{id_}": [1] for id_ in r.files}),
     "rules.add": lambda tx, r: rules.add(tx, new_rules(r)),
     "rules.find_standing": lambda tx, r: rules.find_standing(tx, new_rules(r)[0]),
+    "rules.with_keys": lambda tx, r: rules.with_keys(tx, r.files, [f"k{id_}" for id_ in r.files]),
     "rules.get": lambda tx, r: rules.get(tx, r.rule_uuid),
     "rules.get_many": lambda tx, r: rules.get_many(tx, r.rules),
     "rules.list_page": lambda tx, r: rules.list_page(tx, limit=r.number),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy.engine import Row
 
 from dlm import did as codec
-from dlm.core import dids, expression, names
+from dlm.core import dids, expression, names, retries
 from dlm.core.accounts import get_account
 from dlm.core.authorize import authorize
 from dlm.core.storages import get_storage
 from dlm.db import changes, events, judging, rules, storages, tracing
 from dlm.db.engine import Tx
-from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound, QuotaExceeded
+from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound, QuotaExceeded, Transient
 from dlm.types import Grouping, Page, RuleState, Storage
 
 MAX_COPIES = 1000
@@ -70,13 +70,22 @@ def declare(tx: Tx, wishes: Sequence[Declaration]) -> list[DeclaredRule]:
     names.check_batch(len(wishes), "rules")
     for index, wish in enumerate(wishes):
         _check(wish, _field(wishes, index))
+    accounts = {name: get_account(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
+    for name in accounts:
+        authorize(tx.actor, "rule.add", owner=name)
+    calls = retries.calls([asdict(wish) | {"account": _account(tx, wish)} for wish in wishes])
+    owners = [accounts[_account(tx, wish)].id for wish in wishes]
+    if (before := _made_before(tx, wishes, owners, calls)) is not None:
+        return before  # asked first: what was true when they were made need not be true for the retry
+    for index, wish in enumerate(wishes):
         _check_end(tx, wish.expires_at, f"{_field(wishes, index)}expires_at")
-    prepared = _prepare(tx, wishes)
+    prepared = _prepare(tx, wishes, owners, calls)
     made = rules.add(tx, prepared)
-    answers = [
-        DeclaredRule(row.uuid, wish.did, True) if row is not None else _repeated(tx, wish, new, _field(wishes, index))
-        for index, (wish, new, row) in enumerate(zip(wishes, prepared, made, strict=True))
-    ]
+    if None in made:
+        if (before := _made_before(tx, wishes, owners, calls)) is not None:
+            return before  # another call with the key was faster
+        _refuse_standing(tx, wishes, prepared, made)
+    answers = [DeclaredRule(row.uuid, wish.did, True) for wish, row in zip(wishes, made, strict=True) if row is not None]
     facts = [(row.id, None, _facts(wish)) for wish, row in zip(wishes, made, strict=True) if row is not None]
     events.record_many(tx, "rule", "declared", facts)
     changes.wake(tx, "judge")
@@ -118,23 +127,30 @@ def _check_end(tx: Tx, expires_at: datetime | None, at: str) -> None:
         raise InvalidInput(f"{expires_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {tx.now:%Y-%m-%dT%H:%M:%SZ}", field=at, hint=OVER)
 
 
-def _prepare(tx: Tx, wishes: Sequence[Declaration]) -> list[rules.NewRule]:
+def _made_before(
+    tx: Tx, wishes: Sequence[Declaration], owners: Sequence[int], calls: Sequence[retries.Call]
+) -> list[DeclaredRule] | None:
+    """What the first call with these keys made; None when there was none."""
+    found = retries.made_before(tx, owners, calls)
+    if found is None:
+        return None
+    return [DeclaredRule(uuid, wish.did, False) for wish, uuid in zip(wishes, found, strict=True)]
+
+
+def _prepare(tx: Tx, wishes: Sequence[Declaration], owners: Sequence[int], calls: Sequence[retries.Call]) -> list[rules.NewRule]:
     """Resolve every name of the wishes, in bulk."""
     refs = [codec.parse(wish.did, f"{_field(wishes, index)}did") for index, wish in enumerate(wishes)]
     found = [dids.get_live(tx, *refs[0])] if len(refs) == 1 else dids.resolve(tx, refs, "rules[{}].did")
-    accounts = {name: get_account(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
-    for name in accounts:
-        authorize(tx.actor, "rule.add", owner=name)
     snapshot = expression.Snapshot(storages.snapshot(tx))
     matches: dict[str, Sequence[int]] = {}
-    quota = judging.quota_left(tx, [row.id for row in accounts.values()])
+    quota = judging.quota_left(tx, sorted(set(owners)))
     canon = []
     for index, (wish, row) in enumerate(zip(wishes, found, strict=True)):
         at = _field(wishes, index)
         parsed = expression.parse(wish.storages, f"{at}storages")
         ids = expression.evaluate(parsed, snapshot)
         check_matches(wish, parsed, ids, snapshot, at)
-        _check_quota(wish, row, ids, {k[1]: v for k, v in quota.items() if k[0] == accounts[_account(tx, wish)].id}, at)
+        _check_quota(wish, row, ids, {k[1]: v for k, v in quota.items() if k[0] == owners[index]}, at)
         source = None
         if wish.sources is not None:
             parsed_source = expression.parse(wish.sources, f"{at}sources")
@@ -144,7 +160,7 @@ def _prepare(tx: Tx, wishes: Sequence[Declaration]) -> list[rules.NewRule]:
         matches[canon[-1][0]] = sorted(ids)
     expression_ids = rules.ensure_expressions(tx, matches)
     return [
-        _row(tx, wish, row.id, accounts[_account(tx, wish)].id, expression_ids[main], source and expression_ids[source], index)
+        _row(tx, wish, row.id, owners[index], calls[index], (expression_ids[main], expression_ids[source] if source else None))
         for index, (wish, row, (main, source)) in enumerate(zip(wishes, found, canon, strict=True))
     ]
 
@@ -153,7 +169,7 @@ def _account(tx: Tx, wish: Declaration) -> str:
     return wish.account or tx.actor.account
 
 
-def _row(tx: Tx, wish: Declaration, did_id: int, account_id: int, main_id: int, source_id: int | None, index: int) -> rules.NewRule:
+def _row(tx: Tx, wish: Declaration, did_id: int, account_id: int, call: retries.Call, ids: tuple[int, int | None]) -> rules.NewRule:
     expires_at = wish.expires_at
     if wish.lifetime_s is not None:
         expires_at = tx.now + timedelta(seconds=wish.lifetime_s)
@@ -161,8 +177,8 @@ def _row(tx: Tx, wish: Declaration, did_id: int, account_id: int, main_id: int, 
         did_id=did_id,
         account_id=account_id,
         copies=wish.copies,
-        expression_id=main_id,
-        source_expression_id=source_id,
+        expression_id=ids[0],
+        source_expression_id=ids[1],
         grouping=wish.grouping,
         spread=wish.spread,
         weight=wish.weight,
@@ -171,7 +187,8 @@ def _row(tx: Tx, wish: Declaration, did_id: int, account_id: int, main_id: int, 
         comment=wish.comment,
         is_locked=wish.locked,
         expires_at=expires_at,
-        idempotency_key=f"{wish.idempotency_key}#{index}" if wish.idempotency_key else None,
+        idempotency_key=call.key,
+        wish_digest=call.digest,
     )
 
 
@@ -230,17 +247,18 @@ def _check_quota(wish: Declaration, did: Row[Any], ids: frozenset[int], left: Ma
         )
 
 
-def _repeated(tx: Tx, wish: Declaration, new: rules.NewRule, at: str) -> DeclaredRule:
-    """The rule made before under the same idempotency key; Conflict naming the rule that stands otherwise."""
-    standing = rules.find_standing(tx, new)
-    if standing is None:
+def _refuse_standing(
+    tx: Tx, wishes: Sequence[Declaration], new: Sequence[rules.NewRule], made: Sequence[Row[Any] | None]
+) -> NoReturn:
+    """Conflict naming the rule that the first of the rules not made repeats."""
+    index = made.index(None)
+    at = _field(wishes, index)
+    if new[index].wish in [rule.wish for rule in new[:index]]:
         raise Conflict("the same rule stands twice in this call", field=f"{at}did")
-    same = (standing.did_id, standing.expression_id, standing.copies) == (new.did_id, new.expression_id, new.copies)
-    if new.idempotency_key and standing.idempotency_key == new.idempotency_key:
-        if same:
-            return DeclaredRule(standing.uuid, wish.did, False)
-        raise Conflict("this key was used for another rule", field="Idempotency-Key", rule=standing.uuid)
-    differs = _differences(rules.get(tx, standing.uuid), new)
+    standing = rules.find_standing(tx, new[index])
+    if standing is None:
+        raise Transient("another call declared or ended this rule meanwhile", hint="declare it again")
+    differs = _differences(rules.get(tx, standing.uuid), new[index])
     way = f"change it: dlm-admin rule set {standing.uuid} --lifetime …" if differs else f"look at it: dlm-admin rule show {standing.uuid}"
     if differs and not differs[-1].startswith("ends"):  # only its end can be changed
         way = f"dlm-admin rule show {standing.uuid}; to have it otherwise, cancel it and declare this one"

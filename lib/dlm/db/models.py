@@ -284,6 +284,7 @@ rule = Table(
     Column("is_locked", Boolean, nullable=False, server_default=_false),
     Column("is_suspended", Boolean, nullable=False, server_default=_false),
     Column("idempotency_key", Text),
+    Column("wish_digest", BYTEA),  # with a key: SHA-256 of all that was asked with it
     _at("created_at", nullable=False),
     _at("state_since", nullable=False),
     _at("expires_at"),
@@ -306,8 +307,7 @@ rule = Table(
 )
 
 # A rule's hold on a file or a whole dataset at a storage. What a lock holds is never deleted.
-# fill_after: the judge has created replicas for files up to this id (null: all). promised_bytes: reserved, not yet created.
-# files_ok, files_stuck are hints for display; a rule is `ok` only by an anti-join.
+# fill_after: replicas exist for files up to this id (null: all). promised_bytes: reserved, not yet created. files_*: hints.
 lock = Table(
     "lock",
     metadata,

@@ -41,6 +41,12 @@ class NewRule:
     is_locked: bool
     expires_at: datetime | None
     idempotency_key: str | None
+    wish_digest: bytes | None
+
+    @property
+    def wish(self) -> tuple[int, int, int, int]:
+        """What no two live rules share: DID, account, expression, copies (0: all that match)."""
+        return self.did_id, self.account_id, self.expression_id, self.copies or 0
 
 
 def ensure_expressions(tx: Tx, matches: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -61,15 +67,17 @@ def add(tx: Tx, rules: Sequence[NewRule]) -> list[Row[Any] | None]:
     """Insert the rules; each one's (id, uuid), in order, or None where a live rule or the key stands already; one statement."""
     rows = tx.rows(
         """INSERT INTO rule (did_id, account_id, copies, expression_id, source_expression_id, grouping, spread, weight, priority,
-                             activity, comment, is_locked, expires_at, idempotency_key, created_at, state_since, next_judge_at, place_after)
+                             activity, comment, is_locked, expires_at, idempotency_key, wish_digest,
+                             created_at, state_since, next_judge_at, place_after)
            SELECT did_id, account_id, nullif(copies, 0), expression_id, nullif(source_id, 0), grouping::rule_grouping, spread, weight,
-                  priority, activity, comment, is_locked, expires_at, key, %(now)s, %(now)s, %(now)s,
+                  priority, activity, comment, is_locked, expires_at, key, digest, %(now)s, %(now)s, %(now)s,
                   CASE WHEN grouping = 'none' THEN 0 END
              FROM unnest(%(dids)s::bigint[], %(accounts)s::int[], %(copies)s::int[], %(expressions)s::int[], %(sources)s::int[],
                          %(groupings)s::text[], %(spreads)s::text[], %(weights)s::text[], %(priorities)s::smallint[],
-                         %(activities)s::text[], %(comments)s::text[], %(locked)s::bool[], %(expires)s::timestamptz[], %(keys)s::text[])
+                         %(activities)s::text[], %(comments)s::text[], %(locked)s::bool[], %(expires)s::timestamptz[], %(keys)s::text[],
+                         %(digests)s::bytea[])
                   AS n (did_id, account_id, copies, expression_id, source_id, grouping, spread, weight, priority, activity, comment,
-                        is_locked, expires_at, key)
+                        is_locked, expires_at, key, digest)
            ON CONFLICT DO NOTHING
            RETURNING id, uuid, did_id, account_id, expression_id, coalesce(copies, 0) AS copies""",
         dids=[rule.did_id for rule in rules],
@@ -86,22 +94,33 @@ def add(tx: Tx, rules: Sequence[NewRule]) -> list[Row[Any] | None]:
         locked=[rule.is_locked for rule in rules],
         expires=[rule.expires_at for rule in rules],
         keys=[rule.idempotency_key for rule in rules],
+        digests=[rule.wish_digest for rule in rules],
     )
     made = {(row.did_id, row.account_id, row.expression_id, row.copies): row for row in rows}
-    return [made.pop((rule.did_id, rule.account_id, rule.expression_id, rule.copies or 0), None) for rule in rules]
+    return [made.pop(rule.wish, None) for rule in rules]
+
+
+def with_keys(tx: Tx, account_ids: Sequence[int], keys: Sequence[str | None]) -> list[Row[Any] | None]:
+    """The rule (uuid, wish_digest) that each account made with the key, in order, or None; one statement."""
+    found = tx.rows(
+        """SELECT r.uuid, r.wish_digest, r.account_id, r.idempotency_key AS key
+             FROM unnest(%(accounts)s::int[], %(keys)s::text[]) AS n (account_id, key)
+             JOIN rule r ON r.account_id = n.account_id AND r.idempotency_key = n.key""",
+        accounts=list(account_ids),
+        keys=list(keys),
+    )
+    made = {(row.account_id, row.key): row for row in found}
+    return [made.get(asked) for asked in zip(account_ids, keys, strict=True)]
 
 
 def find_standing(tx: Tx, rule: NewRule) -> Row[Any] | None:
-    """The rule that `rule` would repeat: of the same idempotency key, else live with the same wish; one statement."""
+    """The live rule that has this wish already, or None; one statement."""
     return tx.one(
-        f"""SELECT id, uuid, did_id, expression_id, copies, idempotency_key FROM rule
-             WHERE (account_id = %(account)s AND idempotency_key = %(key)s)
-                OR (did_id = %(did)s AND account_id = %(account)s AND expression_id = %(expression)s
-                    AND coalesce(copies, 0) = %(copies)s AND state IN {LIVE})
-             ORDER BY (idempotency_key IS NOT DISTINCT FROM %(key)s) DESC LIMIT 1""",
-        account=rule.account_id,
-        key=rule.idempotency_key,
+        f"""SELECT uuid FROM rule
+             WHERE did_id = %(did)s AND account_id = %(account)s AND expression_id = %(expression)s
+               AND coalesce(copies, 0) = %(copies)s AND state IN {LIVE}""",
         did=rule.did_id,
+        account=rule.account_id,
         expression=rule.expression_id,
         copies=rule.copies or 0,
     )

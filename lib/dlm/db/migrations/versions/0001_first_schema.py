@@ -300,6 +300,7 @@ CREATE TABLE rule (
     is_locked BOOLEAN DEFAULT false NOT NULL,
     is_suspended BOOLEAN DEFAULT false NOT NULL,
     idempotency_key TEXT,
+    wish_digest BYTEA,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
     state_since TIMESTAMP WITH TIME ZONE NOT NULL,
     expires_at TIMESTAMP WITH TIME ZONE,
