@@ -161,6 +161,24 @@ def test_a_dsn_that_is_none_is_told_without_repeating_it(host: Host, dsn: str) -
     assert "database.dsn does not begin with postgresql+psycopg://" in error and "secret" not in error
 
 
+@pytest.mark.parametrize(
+    ("dsn", "address"),
+    [
+        (
+            "postgresql+psycopg://ada:se%40cret@db:5433/dlm?sslmode=require",
+            "postgresql://ada@db:5433/dlm?sslmode=require",
+        ),
+        ("postgresql+psycopg://ada@/dlm?host=/run/pg&password=se%40cret", "postgresql://ada@/dlm?host=%2Frun%2Fpg"),
+    ],
+)
+def test_psql_gets_the_password_where_nobody_else_sees_it(tmp_path: Path, dsn: str, address: str) -> None:
+    program = tmp_path / "psql"
+    program.write_text('#!/bin/sh\necho "$@" "$PGPASSWORD"\n')
+    program.chmod(0o755)
+    host = Host(tmp_path, DLM_DATABASE_DSN=dsn, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert host("db", "psql", "--", "-l").split() == ["--dbname", address, "-l", "se@cret"]
+
+
 def test_an_old_schema_is_told_by_doctor_with_the_way_out(host: Host) -> None:
     text = host("doctor", status=1)
     assert "fail  schema" in text and "dlm-admin db upgrade" in text

@@ -19,7 +19,7 @@ from dlm.db import migrate
 from dlm.db.binaries import find_binaries
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database
-from dlm.db.opening import address, embedded, open_database, revisions
+from dlm.db.opening import address, embedded, open_database, revisions, without_password
 from dlm.errors import Conflict, NotFound, Unauthenticated
 
 ROOT = "root"
@@ -168,8 +168,9 @@ def upgrade(session: Session) -> None:
 def psql(session: Session, arguments: tuple[str, ...]) -> None:
     """psql on the database; arguments are its own, after `--`."""
     client = _psql(session.settings)
-    url = address(session.settings).replace("postgresql+psycopg://", "postgresql://", 1)
-    os.execv(client, [client, "--dbname", url, *arguments])
+    url, password = without_password(address(session.settings))
+    environment = {**os.environ, **({"PGPASSWORD": password} if password else {})}
+    os.execve(client, [client, "--dbname", url, *arguments], environment)  # others can read the arguments, not this
 
 
 def _psql(settings: Settings) -> str:

@@ -39,6 +39,15 @@ def address(settings: Settings) -> str:
     return settings.database_dsn
 
 
+def without_password(dsn: str) -> tuple[str, str | None]:
+    """(the DSN as libpq's programs take it, without its password; the password, None when it has none)."""
+    url = sa.make_url(dsn)
+    password = url.password or url.query.get("password")
+    plain = sa.URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query)
+    shown = plain.difference_update_query(["password"]).render_as_string(hide_password=False)
+    return shown, None if password is None else str(password)
+
+
 def open_database(settings: Settings, clock: Clock | None = None) -> Database:
     """A pool on the database in force. It connects when first used, and starts no server."""
     return Database(
