@@ -160,6 +160,7 @@ class Identity:
     account: str
     roles: frozenset[str]
     request_id: str = ""
+    expires_at: datetime | None = None  # when the token that said so ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from dlm.types import Identity
 from dlm.web.access import PUBLIC, permission
 from dlm.web.app import create_app
 from dlm.web.context import begin
-from web.conftest import API, Caller
+from web.conftest import API, Caller, caller
 
 EXAMPLES = {"path": "name", "int": "1", "uuid": "00000000-0000-4000-8000-000000000000"}
 
@@ -46,7 +46,7 @@ def test_every_route_names_a_permission_of_the_policy(app: Flask) -> None:
     assert [(method, address) for method, address, name in calls(app) if name not in known] == []
 
 
-ASKED_INSIDE = {"replica.path"}  # depends on what is registered, so that the use case asks
+ASKED_INSIDE = {"account.private", "replica.path"}  # depends on what is registered, so that the use case asks
 
 
 def test_every_permission_of_the_policy_is_used_by_a_route(app: Flask) -> None:
@@ -122,10 +122,39 @@ def test_a_revoked_token_is_refused(app: Flask, user: Caller) -> None:
 
 def test_a_user_has_no_way_to_another_accounts_tokens(user: Caller, other: Caller) -> None:
     made = user.post("/tokens", {"label": "laptop"})
-    other.delete(f"/tokens/{made['id']}", 403)
+    foreign, unknown = (other.delete(f"/tokens/{number}", 404) for number in (made["id"], 999_999))
+    assert foreign["detail"] == f"there is no token {made['id']}" and unknown["field"] == foreign["field"]
     other.get("/tokens?account=ada", 403)
     other.post("/tokens", {"account": "ada"}, 403)
     assert all(token["revoked_at"] is None for token in user.get("/tokens")["items"])
+
+
+def test_a_token_makes_none_that_outlives_it(app: Flask, user: Caller) -> None:
+    lent = user.post("/tokens", {"lifetime_s": 600})
+    borrower = Caller(app, lent["token"])
+    for body in ({}, {"lifetime_s": 86_400}):
+        assert borrower.post("/tokens", body)["expires_at"] == lent["expires_at"]
+    assert borrower.post("/tokens", {"lifetime_s": 60})["expires_at"] < lent["expires_at"]
+    assert user.post("/tokens", {})["expires_at"] is None
+
+
+def test_addresses_and_tokens_of_accounts_are_for_themselves_and_operators(
+    app: Flask, database: Database, admin: Caller, user: Caller, reader: Caller
+) -> None:
+    admin.patch("/accounts/ada", {"email": "ada@example.org"})
+    user.post("/tokens", {"label": "laptop"})
+    for seeing in (admin, user, caller(app, database, "op", "operator")):
+        assert seeing.get("/accounts/ada")["email"] == "ada@example.org"
+        actions = [event["action"] for event in seeing.get("/events?object=account&name=ada")["items"]]
+        assert actions == ["token made", "updated", "token made", "added"]
+    assert reader.get("/accounts/ada")["email"] is None
+    assert all(account["email"] is None for account in reader.get("/accounts")["items"])
+    for query in ("", "?object=account&name=ada", "?actor=ada", "?actor=root"):
+        assert {event["name"] for event in reader.get(f"/events{query}")["items"]} <= {"eve"}, query
+    accept = {**reader.headers, "Accept": "application/x-ndjson"}
+    streamed = reader.client.get(f"{API}/events", headers=accept).text
+    assert "eve" in streamed
+    assert "laptop" not in streamed and "ada@example.org" not in streamed
 
 
 def test_a_token_is_never_shown_again_nor_logged(user: Caller, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm import did as codec
+from dlm.core.authorize import in_force
 from dlm.core.names import FIRST_PAGE, check_name, check_text
 from dlm.db import accounts, events, storages
 from dlm.db.engine import Tx
@@ -52,6 +53,11 @@ def get_account(tx: Tx, name: str, field: str = "account") -> Row[Any]:
     if row is None:
         raise NotFound(f"there is no account {codec.shown(name)}", field=field)
     return row
+
+
+def sees_private(identity: Identity, name: str | None = None) -> bool:
+    """May they see the address of the account, and what happened to it and its tokens? Without a name: of all."""
+    return in_force().allows(identity, "account.private", name)
 
 
 def list_accounts(tx: Tx, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], str | None]:
@@ -107,14 +113,18 @@ def _check_roles(roles: Sequence[str]) -> None:
 
 
 def make_token(tx: Tx, account: str, label: str = "", lifetime_s: int | None = None) -> tuple[str, Row[Any]]:
-    """(text, row) of a new token. The text is seen here and never again: only its hash is kept."""
+    """(text, row) of a new token. The text is seen here and never again: only its hash is kept.
+
+    It ends at the latest with the token that asks for it: what was lent for an hour makes nothing that stays.
+    """
     check_text(label, "label")
     if lifetime_s is not None and not 0 < lifetime_s <= MAX_TOKEN_LIFETIME_S:
         raise InvalidInput("a token lives for 1 second to 10 years", field="lifetime_s")
     owner = _held(tx, account)
     text = TOKEN_PREFIX + secrets.token_urlsafe(32)
     expires_at = None if lifetime_s is None else tx.now + timedelta(seconds=lifetime_s)
-    row = accounts.insert_token(tx, owner.id, _digest(text), label, expires_at)
+    ends = [moment for moment in (expires_at, tx.actor.expires_at) if moment is not None]
+    row = accounts.insert_token(tx, owner.id, _digest(text), label, min(ends, default=None))
     events.record(tx, "account", owner.id, "token made", after={"token": row.id, "label": label})
     return text, row
 
@@ -125,7 +135,7 @@ def identify(tx: Tx, text: str, request_id: str = "") -> Identity:
     row = accounts.holder(tx, _digest(text)) if well_formed else None
     if row is None:
         raise Unauthenticated("the token is not valid", hint="dlm-admin token add ACCOUNT makes a new one")
-    return Identity(row.id, row.name, frozenset(row.roles), request_id)
+    return Identity(row.id, row.name, frozenset(row.roles), request_id, row.expires_at)
 
 
 def list_tokens(tx: Tx, account: str | None = None) -> Sequence[Row[Any]]:
@@ -133,9 +143,9 @@ def list_tokens(tx: Tx, account: str | None = None) -> Sequence[Row[Any]]:
     return accounts.list_tokens(tx, None if account is None else get_account(tx, account).id)
 
 
-def revoke_token(tx: Tx, token_id: int) -> Row[Any]:
-    """The token, of no use from now on; again does no harm."""
-    row = accounts.revoke_token(tx, token_id)
+def revoke_token(tx: Tx, token_id: int, account_id: int | None = None) -> Row[Any]:
+    """The token, of no use from now on; again does no harm. NotFound also when the account given has no such token."""
+    row = accounts.revoke_token(tx, token_id, account_id)
     if row is None:
         raise NotFound(f"there is no token {token_id}", field="token")
     events.record(tx, "account", row.account_id, "token revoked", after={"token": row.id, "label": row.label})

@@ -20,12 +20,14 @@ def list_events(
 ) -> tuple[Sequence[Row[Any]], str | None]:
     """(events newest first, cursor); of one object when `object_` and `name` say which. At most two statements.
 
+    What happened to an account and its tokens is for itself, and for who sees what is private of all.
     A DID is named scope:name, a rule by its UUID; account, scope, site and storage by name; others by number.
     """
     if name is not None and object_ is None:
         raise InvalidInput("a name alone says not which object", field="object", hint=f"one of {', '.join(NAMED)}")
     object_id = None if object_ is None or name is None else _id(tx, object_, name)
-    rows = events.list_page(tx, object_, object_id, actor, _before(page), page.limit)
+    only_account = None if accounts.sees_private(tx.actor) else tx.actor.account_id or 0
+    rows = events.list_page(tx, object_, object_id, actor, only_account, _before(page), page.limit)
     return rows, str(rows[-1].id) if len(rows) == page.limit else None
 
 

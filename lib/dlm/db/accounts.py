@@ -76,9 +76,12 @@ def insert_token(tx: Tx, account_id: int, digest: bytes, label: str, expires_at:
 
 
 def holder(tx: Tx, digest: bytes) -> Row[Any] | None:
-    """(id, name, roles) of the open account whose token, neither expired nor revoked, has this hash; one statement."""
+    """(id, name, roles, expires_at) of the open account whose token, neither expired nor revoked, has this hash.
+
+    One statement.
+    """
     return tx.one(
-        """SELECT a.id, a.name, a.roles FROM token t JOIN account a ON a.id = t.account_id
+        """SELECT a.id, a.name, a.roles, t.expires_at FROM token t JOIN account a ON a.id = t.account_id
             WHERE t.hash = %(hash)s AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > %(now)s)
               AND a.closed_at IS NULL""",
         hash=digest,
@@ -95,10 +98,13 @@ def list_tokens(tx: Tx, account_id: int | None = None) -> Sequence[Row[Any]]:
     )
 
 
-def revoke_token(tx: Tx, token_id: int) -> Row[Any] | None:
-    """The token, revoked now or before; None if there is none; one statement."""
+def revoke_token(tx: Tx, token_id: int, account_id: int | None = None) -> Row[Any] | None:
+    """The token, revoked now or before; None if there is none, or the account given has none; one statement."""
     return tx.one(
-        f"UPDATE token SET revoked_at = coalesce(revoked_at, %(now)s) WHERE id = %(id)s RETURNING {_TOKEN}", id=token_id
+        f"""UPDATE token SET revoked_at = coalesce(revoked_at, %(now)s)
+             WHERE id = %(id)s AND (%(account_id)s::int IS NULL OR account_id = %(account_id)s) RETURNING {_TOKEN}""",
+        id=token_id,
+        account_id=account_id,
     )
 
 

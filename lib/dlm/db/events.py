@@ -65,10 +65,17 @@ def list_for(tx: Tx, object_: str, object_id: int, limit: int = 100, before_id: 
 
 
 def list_page(
-    tx: Tx, object_: str | None, object_id: int | None, actor: str | None, before_id: int | None, limit: int
+    tx: Tx,
+    object_: str | None,
+    object_id: int | None,
+    actor: str | None,
+    only_account: int | None,
+    before_id: int | None,
+    limit: int,
 ) -> Sequence[Row[Any]]:
     """At most `limit` events, newest first, before that id, of an object or an actor if given; one statement.
 
+    With `only_account`, events of other accounts are left out; what happened to other things is not.
     `name` is what people call the object, null where it has none.
     """
     return tx.rows(
@@ -85,11 +92,13 @@ def list_page(
             WHERE (%(before_id)s::bigint IS NULL OR id < %(before_id)s)
               AND (%(object)s::text IS NULL OR object = %(object)s)
               AND (%(object_id)s::bigint IS NULL OR object_id = %(object_id)s)
+              AND (%(only_account)s::int IS NULL OR object <> 'account' OR object_id = %(only_account)s)
               AND (%(actor)s::text IS NULL OR actor = %(actor)s)
             ORDER BY id DESC LIMIT %(limit)s) e ORDER BY e.id DESC""",
         object=object_,
         object_id=object_id,
         actor=actor,
+        only_account=only_account,
         before_id=before_id,
         limit=limit,
     )

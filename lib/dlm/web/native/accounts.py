@@ -19,6 +19,9 @@ tokens = Blueprint("tokens", __name__, url_prefix="/tokens", description="What l
 scopes = Blueprint("scopes", __name__, url_prefix="/scopes", description="Namespaces of DIDs, each owned by an account")
 
 
+_ENDS = "null: no end; in any case it ends with the token that asks for it"
+
+
 class AccountBody(Schema):
     name = Words(64, required=True, metadata={"example": "ska-ops"})
     kind = One(accounts.KINDS, load_default="person")
@@ -38,7 +41,7 @@ class LimitBody(Schema):
 class Account(Answer):
     name = fields.String(required=True)
     kind = fields.String(required=True)
-    email = fields.String(required=True, allow_none=True)
+    email = fields.String(required=True, allow_none=True, metadata={"description": "null also when not yours to see"})
     roles = fields.List(fields.String(), required=True)
     created_at = fields.AwareDateTime(required=True)
     closed_at = fields.AwareDateTime(required=True, allow_none=True)
@@ -47,7 +50,7 @@ class Account(Answer):
 class TokenBody(Schema):
     account = Words(64, metadata={"description": "default: the caller's own"})
     label = Words(500, least=0, load_default="")
-    lifetime_s = Whole(1, allow_none=True, load_default=None)
+    lifetime_s = Whole(1, allow_none=True, load_default=None, metadata={"description": _ENDS})
 
 
 class TokenQuery(Schema):
@@ -85,7 +88,8 @@ def me() -> str:
 
 
 def _account(row: Any) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in ("name", "kind", "email", "roles", "created_at", "closed_at")}
+    shown = {name: getattr(row, name) for name in ("name", "kind", "email", "roles", "created_at", "closed_at")}
+    return shown if accounts.sees_private(g.identity, row.name) else {**shown, "email": None}
 
 
 def _token(row: Any, account: str) -> dict[str, Any]:
@@ -183,7 +187,8 @@ def add_token(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
 def revoke_token(token: int) -> Response:
     """Revoke a token; again does no harm"""
     with begin("token.revoke") as tx:
-        own_account(accounts.revoke_token(tx, token).account_id)
+        mine = g.identity.account_id if g.must_own else None
+        own_account(accounts.revoke_token(tx, token, mine).account_id)
     return Response(status=204)
 
 
