@@ -13,8 +13,8 @@ from dlm import did as codec
 from dlm.core import dids, files, replicas, storages
 from dlm.db import arrays
 from dlm.db.engine import Database, Tx
-from dlm.errors import Conflict, InvalidInput, NotFound
-from dlm.types import DidKind, Page
+from dlm.errors import CannotPlace, Conflict, Denied, InvalidInput, NotFound
+from dlm.types import DidKind, Identity, Page
 
 
 @pytest.fixture
@@ -90,6 +90,30 @@ def test_registering_ten_thousand_files_takes_as_many_statements_as_ten(database
     with database.begin("test") as tx:
         assert usage(tx) == (100_100, 10_010)
         assert dids.get(tx, "demo", "ds10000").files == 10_000
+
+
+def test_no_storage_is_told_to_hold_more_than_it_can(database: Database) -> None:
+    with pytest.raises(InvalidInput) as together, database.begin("test") as tx:
+        replicas.register(tx, "perth-disk", files.read([{"name": n, "size_bytes": 2**62} for n in "ab"], "demo"))
+    assert together.value.field == "files"
+    with database.begin("test") as tx:
+        tx.run("UPDATE storage SET capacity_bytes = NULL")
+        replicas.register(tx, "perth-disk", one(size_bytes=2**62 - 1))
+    with pytest.raises(CannotPlace), database.begin("test") as tx:
+        replicas.register(tx, "perth-disk", one(name="b", size_bytes=1))
+    with pytest.raises(CannotPlace, match="capacity of 25") as full, database.begin("test") as tx:
+        tx.run("UPDATE storage SET capacity_bytes = 25")
+        replicas.register(tx, "perth-vault", one(name="c", size_bytes=26))
+    assert full.value.field == "storage"
+
+
+def test_a_user_registers_nothing_where_nothing_can_be_written(database: Database) -> None:
+    with database.begin("test") as tx:
+        tx.run("UPDATE storage SET can_write = false, switch_reason = 'archive'")
+    with pytest.raises(Denied), database.begin("test", Identity(1, "ann", frozenset({"user"}))) as tx:
+        replicas.register(tx, "perth-disk", one())
+    with database.begin("test", Identity(1, "ann", frozenset({"operator"}))) as tx:
+        assert replicas.register(tx, "perth-disk", one()).new_replicas == 1
 
 
 def test_ids_come_back_in_the_order_of_the_files(database: Database) -> None:

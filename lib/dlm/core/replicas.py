@@ -20,10 +20,11 @@ from dlm.core.names import FIRST_PAGE, check_batch, check_text, cursor_id
 from dlm.core.storages import get_storage
 from dlm.db import arrays, breakers, changes, dids, events, replicas, storages, usage
 from dlm.db.engine import Tx
-from dlm.errors import Conflict, InvalidInput, NotFound
+from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound
 from dlm.types import ChangeKind, Checksums, DidKind, Page, ProtocolRef, ReplicaState
 
 CHECK_INTERVAL_S = 30 * 86400
+MAX_BYTES = 2**62 - 1  # in one call, and at one storage: two such sums still are a bigint
 MAX_EVENTS = 100  # of single files in one call; beyond it one event with the number must do
 _ADVICE = {
     ReplicaState.COPYING: "dlm is copying this file there; wait until it is done, or cancel the rule that wants it",
@@ -72,10 +73,15 @@ def register(
     All or nothing: Conflict names the first file that the catalogue knows otherwise. What is registered already counts
     as done, so a call may be repeated. `verified` says that the caller has just read the stored bytes and compared
     them; otherwise the auditor does, from now on. At most 18 statements for any number of files.
+    CannotPlace when the storage would hold more than its capacity: then its figure or the sizes are wrong.
     """
+    if sum(files.sizes) > MAX_BYTES:
+        raise InvalidInput(f"these files are {sum(files.sizes):,} bytes together", field="files", hint=f"up to {MAX_BYTES:,}")
     if files.paths is not None:  # whoever names a path may claim, and have repaired over, any file below the root
         authorize(tx.actor, "replica.path")
     place = get_storage(tx, storage)
+    if not place.can_write:  # nobody could put a file there through dlm: who says that one is there needs more trust
+        authorize(tx.actor, "replica.add")
     parent = None if dataset is None else _dataset(tx, dataset)
     scopes = get_scopes(tx, sorted(set(files.scopes)))
     columns = _columns(files, {name: row.id for name, row in scopes.items()})
@@ -208,8 +214,13 @@ def _record(tx: Tx, place: Row[Any], added: replicas.Added, back: Sequence[Row[A
     delta.add(place.id, used_bytes=added.size_bytes + sum(found), used_files=len(added.ids) + len(found))
     usage.change_storages(tx, delta)
     # Retiring a storage looks for replicas while it holds the usage row: whoever comes second sees the other.
-    if not storages.is_live(tx, place.id):
+    after_all = storages.fill(tx, place.id)
+    if not after_all.is_live:
         raise Conflict(f"storage {place.name} was retired meanwhile", field="storage")
+    most = MAX_BYTES if after_all.capacity_bytes is None else after_all.capacity_bytes
+    if after_all.used_bytes > most:
+        detail = f"{place.name} would hold {after_all.used_bytes:,} bytes, and has a capacity of {most:,}"
+        raise CannotPlace(detail, field="storage", hint="correct the sizes, or the storage's capacity")
 
 
 # --------------------------------------------------------------------------------------------------- listing

@@ -191,6 +191,12 @@ def delete(tx: Tx, storage_id: int) -> None:
     tx.run("UPDATE storage SET deleted_at = %(now)s WHERE id = %(id)s", id=storage_id)
 
 
-def is_live(tx: Tx, storage_id: int) -> bool:
-    """True while the storage is not deleted; one statement."""
-    return bool(tx.scalar("SELECT deleted_at IS NULL FROM storage WHERE id = %(id)s", id=storage_id))
+def fill(tx: Tx, storage_id: int) -> Row[Any]:
+    """What the storage holds and can hold, and whether it is live (is_live, used_bytes, capacity_bytes); one statement."""
+    row = tx.one(
+        """SELECT s.deleted_at IS NULL AS is_live, u.used_bytes, s.capacity_bytes
+             FROM storage s JOIN storage_usage u ON u.storage_id = s.id WHERE s.id = %(id)s""",
+        id=storage_id,
+    )
+    assert row is not None
+    return row
