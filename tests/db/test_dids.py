@@ -301,6 +301,9 @@ def test_a_locked_rule_keeps_its_did(database: Database, clock: ManualClock) -> 
         )
         with pytest.raises(Conflict, match="locked rule"):
             dids.delete_did(tx, "demo", "ds")
+        with pytest.raises(Conflict, match="locked rule"):
+            dids.set_expiry(tx, "demo", "ds", clock.moment + timedelta(hours=1))
+        dids.set_expiry(tx, "demo", "ds", clock.moment + timedelta(days=1, minutes=1))
     clock.advance(90000)
     with database.begin("test") as tx:
         assert dids.expire_due(tx, 10) == 0

@@ -342,9 +342,12 @@ def set_metadata(tx: Tx, scope: str, name: str, patch: Mapping[str, Any]) -> dic
 
 
 def set_expiry(tx: Tx, scope: str, name: str, expires_at: datetime | None) -> None:
-    """Set when the DID ends, and lets its rules go; None: never."""
+    """Set when the DID ends, and lets its rules go; None: never. Conflict when it ends sooner, with a locked rule on it."""
     _check_expiry(tx, expires_at, "expires_at")
     row = _held(tx, scope, name)
+    is_sooner = expires_at is not None and (row.expires_at is None or expires_at < row.expires_at)
+    if is_sooner and dids.has_locked_rule(tx, row.id):
+        raise Conflict(f"{_shown((scope, name))} has a locked rule", field="expires_at", hint="unlock the rule first")
     dids.set_expiry(tx, row.id, expires_at)
     before, after = row.expires_at and row.expires_at.isoformat(), expires_at and expires_at.isoformat()
     events.record(tx, "did", row.id, "expiry set", before={"expires_at": before}, after={"expires_at": after})
