@@ -215,6 +215,15 @@ def test_beginning_and_extending_take_a_fixed_number_of_statements(root: Caller,
         assert tx.statements == 4
 
 
+def test_an_account_stores_no_more_than_its_limit_leaves(root: Caller, world: World) -> None:
+    root.call("PUT", "/accounts/admin/limits/shelf", 204, json={"limit_bytes": len(CONTENT) - 1})
+    refused = put(root, 422)
+    assert (refused["type"], refused["field"]) == ("/problems/quota-exceeded", "storage")
+    assert not world.where("a/b.dat")
+    root.call("PUT", "/accounts/admin/limits/shelf", 204, json={"limit_bytes": len(CONTENT)})
+    put(root, 201)
+
+
 def test_a_reader_reads_and_stores_nothing(world: World, database: Database, app: Flask) -> None:
     reader = caller(app, database, "eve", "reader")
     put(reader, 403)

@@ -19,11 +19,11 @@ from dlm.core import dids, files, mover
 from dlm.core.accounts import get_scope
 from dlm.core.recording import record_results
 from dlm.core.storages import get_storage, root_of
-from dlm.db import storages, uploads, usage
+from dlm.db import judging, storages, uploads, usage
 from dlm.db.attempts import Result, Verdict
 from dlm.db.engine import Tx
 from dlm.digest import Digest
-from dlm.errors import CannotPlace, Conflict, InvalidInput, StorageError, Transient
+from dlm.errors import CannotPlace, Conflict, InvalidInput, QuotaExceeded, StorageError, Transient
 from dlm.protocols import open_protocol
 from dlm.types import Checksums, DidKind, ErrorClass, ProtocolRef, ReplicaState
 
@@ -49,7 +49,9 @@ def begin_upload(
 ) -> Upload:
     """Make the DID, its replica (copying) and its request, the bytes reserved. Nothing is written to the storage yet.
 
-    Conflict when the storage takes nothing, or the catalogue knows the name otherwise; CannotPlace when it is full.
+    Conflict when the storage takes nothing, or the catalogue knows the name otherwise; CannotPlace when it is full;
+    QuotaExceeded when a rule of the account could not keep the file there. Only rules are charged: a file that none
+    keeps is charged to nobody.
     """
     item = {"name": name, "size_bytes": size_bytes}
     files.read([{**item, **given.known()}], scope)
@@ -61,6 +63,7 @@ def begin_upload(
     room = next(one.free_bytes for one in storages.snapshot(tx) if one.id == place.id)
     if room is not None and room < size_bytes:
         raise CannotPlace(f"{storage} has {max(0, room):,} bytes free, {size_bytes:,} are needed", field="storage")
+    _check_quota(tx, place, size_bytes)
     did_id, known = _file(tx, scope, name, size_bytes, given)
     made = uploads.begin(tx, did_id, place.id, size_bytes, lease_s)
     if made is None:
@@ -72,6 +75,14 @@ def begin_upload(
     expected = Checksums(**{**given.known(), **known.known()})
     path = codec.derived_path(scope, name)
     return Upload(made.id, made.fence, did_id, root_of(tx, storage), path, size_bytes, expected)
+
+
+def _check_quota(tx: Tx, place: Row[Any], size_bytes: int) -> None:
+    account_id = tx.actor.account_id
+    left = None if account_id is None else judging.quota_left(tx, [account_id]).get((account_id, place.id))
+    if left is not None and (left <= 0 or left < size_bytes):
+        detail = f"the limit of {tx.actor.account} leaves {max(0, left):,} bytes on {place.name}, {size_bytes:,} are needed"
+        raise QuotaExceeded(detail, field="storage", hint="see: dlm-admin account usage")
 
 
 def _file(tx: Tx, scope: str, name: str, size_bytes: int, given: Checksums) -> tuple[int, Checksums]:
