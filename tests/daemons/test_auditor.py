@@ -115,6 +115,19 @@ def test_losses_above_the_share_open_the_breaker_and_nothing_is_declared(shelves
     assert shelves.changes("harmed") == []
 
 
+def test_files_that_were_never_seen_open_no_breaker(shelves: Shelves, auditor: Auditor) -> None:
+    here, there = shelves.storage("here"), shelves.storage("there")
+    files = shelves.files(10)
+    shelves.put(files, here, "unverified")
+    shelves.put(files, there)
+    for file in files:
+        shelves.path(file, here).unlink()
+    row = check(shelves, auditor, here)
+    assert (row["state"], row["missing"], row["proven"]) == ("done", 10, 0)
+    assert {shelves.state(file, here) for file in files} == {"lost"}
+    assert shelves.rows("SELECT * FROM breaker") == [] and shelves.rows("SELECT * FROM harm") == []
+
+
 def test_the_share_is_recognised_before_the_end(shelves: Shelves, database: Database) -> None:
     auditor = Auditor(database, Settings(breaker_loss_share=0.5, breaker_floor_files=2, auditor_batch=2))
     here, _, files = two_copies(shelves, 10)

@@ -36,8 +36,8 @@ def test_a_check_is_one_workers_until_its_lease_ends(shelves: Shelves) -> None:
     with shelves.database.begin("test") as tx:
         second = audits.claim(tx, 60)
         assert second is not None
-        assert audits.advance(tx, first.id, first.fence, 5, 1, 0, 0) is None
-        assert audits.advance(tx, first.id, second.fence, 5, 1, 0, 0) is not None
+        assert audits.advance(tx, first.id, first.fence, 5, (1, 0, 0, 0)) is None
+        assert audits.advance(tx, first.id, second.fence, 5, (1, 0, 0, 0)) is not None
 
 
 def test_chunks_go_by_file_and_pass_over_paths_at_rest(shelves: Shelves) -> None:

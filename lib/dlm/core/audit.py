@@ -87,6 +87,15 @@ def found_wrong(answers: Iterable[Answer]) -> list[Answer]:
     return [answer for answer in answers if answer.verdict in wrong and str(answer.verdict) != answer.item.state]
 
 
+def proven(answers: Iterable[Answer]) -> int:
+    """How many of these copies were verified once.
+
+    Of the others somebody only said that they are there: that they are not says nothing of the storage, and whoever
+    registers what was never there must not stop its audits.
+    """
+    return sum(answer.item.verified_at is not None for answer in answers)
+
+
 # -- asking for a check -----------------------------------------------------------------------------------------
 
 
@@ -192,17 +201,24 @@ def note_in_doubt(tx: Tx, storage_id: int, file_ids: Sequence[int]) -> None:
         events.record(tx, "storage", storage_id, "last_copy_in_doubt", cause=cause, after=after)
 
 
-def loss_refused(tx: Tx, storage_id: int, files: int, limits: breaker.Limits) -> str | None:
-    """Why a person must confirm so many losses (the breaker opens); None if they may be declared; ≤ 6 statements."""
+def loss_refused(tx: Tx, storage_id: int, found: tuple[int, int], limits: breaker.Limits) -> str | None:
+    """Why a person must confirm so many losses (the breaker opens); None if they may be declared; ≤ 6 statements.
+
+    `found`: how many are bad or lost, and how many of them are `proven`. An open breaker holds them all.
+    """
+    files, proven_files = found
     if not files:
         return None
     if breakers.is_open(tx, "loss", storage_id):
         return f"{files:,} files bad or lost; the breaker for losses is open"
+    if not proven_files:
+        return None
     used = audits.count_files(tx, storage_id)
     window = breakers.in_window(tx, "loss", [storage_id], limits.window_s)[storage_id]
-    reason = breaker.trips("loss", window, files, used, limits)
+    reason = breaker.trips("loss", window, proven_files, used, limits)
     if reason is not None:
-        breakers.open_(tx, "loss", storage_id, reason, {"files_in_window": window, "files_found": files, "files": used})
+        facts = {"files_in_window": window, "files_found": proven_files, "files": used}
+        breakers.open_(tx, "loss", storage_id, reason, facts)
     return reason
 
 
@@ -225,7 +241,7 @@ def _demote(tx: Tx, storage_id: int, rows: Sequence[Row[Any]], answers: dict[int
         files = int(is_used) - int(was_used)
         delta.add(storage_id, used_bytes=files * row.size_bytes, used_files=files)
     harmed = [row for row in rows if row.state in (ReplicaState.AVAILABLE, ReplicaState.UNVERIFIED)]
-    breakers.add_harm(tx, "loss", {storage_id: len(harmed)})
+    breakers.add_harm(tx, "loss", {storage_id: proven(answers[row.did_id] for row in harmed)})
     changes.add_by_storage(tx, ChangeKind.HARMED, [(row.did_id, storage_id) for row in rows])
     first = answers[rows[0].did_id]
     lost = sum(answers[row.did_id].verdict is Verdict.LOST for row in rows)

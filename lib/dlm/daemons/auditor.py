@@ -120,11 +120,11 @@ class Auditor:
         delta = usage.StorageDelta()
         wrong = audit.found_wrong(answers)
         if is_last_look:
-            counts = (check.after_did_id, 0, 0, 0)
+            now = audits.advance(tx, check.id, check.fence, check.after_did_id)
         else:
             lost = sum(answer.verdict is Verdict.LOST for answer in wrong)
-            counts = (max(a.item.did_id for a in answers), len(answers), lost, len(wrong) - lost)
-        now = audits.advance(tx, check.id, check.fence, *counts)
+            counts = (len(answers), lost, len(wrong) - lost, audit.proven(wrong))
+            now = audits.advance(tx, check.id, check.fence, max(a.item.did_id for a in answers), counts)
         if now is None:
             done.count("late")
             return
@@ -146,7 +146,7 @@ class Auditor:
             audits.add_findings(tx, [(a.item, str(a.verdict), a.detail) for a in wrong], check.id)
         if check.confirm_lost or not wrong:
             return
-        reason = audit.loss_refused(tx, check.storage_id, check.missing + check.corrupt, self.limits)
+        reason = audit.loss_refused(tx, check.storage_id, (check.missing + check.corrupt, check.proven), self.limits)
         if reason is not None:
             hint = f"if they are lost indeed: dlm-admin storage check {check.storage} --confirm-lost"
             audits.end(tx, check.id, "stopped", f"{_told(check)}; {reason}; nothing was declared lost. {hint}")
@@ -166,7 +166,7 @@ class Auditor:
 
     def _end_unavailable(self, tx: Tx, check: Row[Any], reason: str) -> None:
         """The storage is not there: the check ends, and no file is blamed."""
-        if audits.advance(tx, check.id, check.fence, check.after_did_id, 0, 0, 0) is not None:
+        if audits.advance(tx, check.id, check.fence, check.after_did_id) is not None:
             audits.end(tx, check.id, "unavailable", f"{reason}; nothing was declared lost")
         audit.note_availability(tx, check.storage_id, reason)
 
@@ -221,7 +221,7 @@ class Auditor:
             return
         audits.add_findings(tx, [(a.item, str(a.verdict), a.detail) for a in wrong], None)
         ripe = [answer for answer in wrong if answer.item.probes + 1 >= self._probes(answer)]
-        if audit.loss_refused(tx, storage_id, len(ripe), self.limits) is not None:
+        if audit.loss_refused(tx, storage_id, (len(ripe), audit.proven(ripe)), self.limits) is not None:
             done.count("held_by_breaker", len(ripe))
             return
         declared = audit.declare(tx, storage_id, ripe, delta)

@@ -115,13 +115,17 @@ def extend(tx: Tx, audit_id: int, lease_s: float) -> None:
 
 
 def advance(
-    tx: Tx, audit_id: int, fence: int, after_did_id: int, files: int, missing: int, corrupt: int
+    tx: Tx, audit_id: int, fence: int, after_did_id: int, counts: tuple[int, int, int, int] = (0, 0, 0, 0)
 ) -> Row[Any] | None:
-    """Note what a chunk found and let go of the lease; the check, or None if it is another worker's; one statement."""
+    """Note what a chunk found and let go of the lease; the check, or None if it is another worker's; one statement.
+
+    `counts`: files looked at, missing, corrupt, and of the last two those that had been verified once.
+    """
+    files, missing, corrupt, proven = counts
     return tx.one(
         """UPDATE audit a
               SET after_did_id = greatest(after_did_id, %(after)s), files = files + %(files)s,
-                  missing = missing + %(missing)s, corrupt = corrupt + %(corrupt)s,
+                  missing = missing + %(missing)s, corrupt = corrupt + %(corrupt)s, proven = proven + %(proven)s,
                   claimed_until = NULL, next_attempt_at = %(now)s
              FROM storage s
             WHERE a.id = %(id)s AND a.fence = %(fence)s AND a.state = 'running' AND s.id = a.storage_id
@@ -132,6 +136,7 @@ def advance(
         files=files,
         missing=missing,
         corrupt=corrupt,
+        proven=proven,
     )
 
 

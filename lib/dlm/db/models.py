@@ -408,9 +408,8 @@ audit = Table(
     Column("with_checksum", Boolean, nullable=False, server_default=_true),
     Column("confirm_lost", Boolean, nullable=False, server_default=_false),
     Column("after_did_id", BigInteger, nullable=False, server_default=_zero),
-    Column("files", Integer, nullable=False, server_default=_zero),
-    Column("missing", Integer, nullable=False, server_default=_zero),
-    Column("corrupt", Integer, nullable=False, server_default=_zero),
+    # proven: of those missing or corrupt, how many had been good once; the breaker counts only them
+    *[Column(name, Integer, nullable=False, server_default=_zero) for name in ("files", "missing", "corrupt", "proven")],
     Column("message", Text),
     Column("asked_by", Text, nullable=False),
     _at("created_at", nullable=False),

@@ -397,6 +397,7 @@ CREATE TABLE audit (
     files INTEGER DEFAULT 0 NOT NULL,
     missing INTEGER DEFAULT 0 NOT NULL,
     corrupt INTEGER DEFAULT 0 NOT NULL,
+    proven INTEGER DEFAULT 0 NOT NULL,
     message TEXT,
     asked_by TEXT NOT NULL,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
