@@ -13,7 +13,7 @@ from dlm import did as codec
 from dlm.core import dids, files, replicas, storages
 from dlm.db import arrays
 from dlm.db.engine import Database, Tx
-from dlm.errors import CannotPlace, Conflict, Denied, InvalidInput, NotFound
+from dlm.errors import CannotPlace, Conflict, Denied, InvalidInput, NotFound, Transient
 from dlm.types import DidKind, Identity, Page
 
 
@@ -428,5 +428,8 @@ def test_the_best_replica_is_verified_stays_and_can_be_read(database: Database) 
         storages.update_storage(tx, "perth-vault", {"can_read": False}, "maintenance")
         assert [source.storage for source in replicas.best_replicas(tx, "demo", "f00000")] == ["perth-disk"]
         replicas.declare_bad(tx, named("f00000"), "fire")
+        with pytest.raises(Transient, match="it is at perth-vault, not readable at the moment"):
+            replicas.best_replicas(tx, "demo", "f00000")
+        replicas.declare_bad(tx, named("f00000", storage="perth-vault"), "fire")
         with pytest.raises(NotFound, match="can be read now"):
             replicas.best_replicas(tx, "demo", "f00000")

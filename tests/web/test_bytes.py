@@ -224,6 +224,20 @@ def test_an_account_stores_no_more_than_its_limit_leaves(root: Caller, world: Wo
     put(root, 201)
 
 
+def test_a_storage_that_is_away_says_nothing_of_its_files(root: Caller, world: World) -> None:
+    put(root)
+    shelf, away = world.root / "shelf", world.root / "away"
+    shelf.rename(away)
+    wrong = root.call("GET", "/bytes/test/a/b.dat", 503)
+    assert wrong.json["field"] == "did" and wrong.headers["Retry-After"]
+    away.rename(shelf)
+    root.patch("/storages/shelf", {"can_read": False, "reason": "until Friday"})
+    assert "it is at shelf" in root.call("GET", "/bytes/test/a/b.dat", 503).json["detail"]
+    root.patch("/storages/shelf", {"can_read": True})
+    (shelf / codec.derived_path("test", "a/b.dat")).unlink()
+    root.call("GET", "/bytes/test/a/b.dat", 404)
+
+
 def test_a_reader_reads_and_stores_nothing(world: World, database: Database, app: Flask) -> None:
     reader = caller(app, database, "eve", "reader")
     put(reader, 403)

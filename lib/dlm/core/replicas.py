@@ -20,7 +20,7 @@ from dlm.core.names import FIRST_PAGE, check_batch, check_text, cursor_id
 from dlm.core.storages import get_storage
 from dlm.db import arrays, breakers, changes, dids, events, replicas, storages, usage
 from dlm.db.engine import Tx
-from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound
+from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound, Transient
 from dlm.types import ChangeKind, Checksums, DidKind, Page, ProtocolRef, ReplicaState
 
 CHECK_INTERVAL_S = 30 * 86400
@@ -272,19 +272,32 @@ def _after_pair(page: Page) -> tuple[int, int]:
 
 
 def best_replicas(tx: Tx, scope: str, name: str) -> list[Source]:
-    """The replicas of a file that can be read now, the best first. NotFound when there is none."""
+    """The replicas of a file that can be read now, the best first.
+
+    Transient when there are good ones, but only where nothing can be read at the moment; NotFound when there are none.
+    """
     row = did_cases.get(tx, scope, name)
     if row.kind != DidKind.FILE:
         raise InvalidInput(f"{codec.shown(f'{scope}:{name}')} is a {row.kind}: fetch its files", field="did")
     found = replicas.readable(tx, row.id)
     if not found:
-        raise NotFound(f"no replica of {codec.shown(f'{scope}:{name}')} can be read now", field="did")
+        _refuse_reading(tx, row)
     ways = storages.protocols(tx, [replica.storage_id for replica in found])
     checksums = Checksums(row.adler32, row.md5, row.sha256)
     return [
         Source(item.storage, ways[item.storage_id], path_of(item), item.state, item.size_bytes, checksums)
         for item in found
     ]
+
+
+def _refuse_reading(tx: Tx, file: Row[Any]) -> NoReturn:
+    """Say why no replica of the file can be read: its storages are away or take no readers, or there is none."""
+    told = f"no replica of {codec.shown(f'{file.scope}:{file.name}')} can be read now"
+    good = (ReplicaState.AVAILABLE, ReplicaState.UNVERIFIED)
+    away = [item.storage for item in replicas.list_of_files(tx, [file.id]) if item.state in good]
+    if away:
+        raise Transient(f"{told}: it is at {', '.join(away[:10])}, not readable at the moment", field="did")
+    raise NotFound(told, field="did")
 
 
 # --------------------------------------------------------------------------------------------------- found wrong

@@ -56,7 +56,8 @@ class Tx:
         """Rows through a server-side cursor, `size` at a time: memory stays flat."""
         self.statements += 1
         values["now"] = self.now
-        result = self.connection.execution_options(stream_results=True, max_row_buffer=size).exec_driver_sql(sql, values)
+        options = {"stream_results": True, "max_row_buffer": size}  # of this statement, not of the connection
+        result = self.connection.exec_driver_sql(sql, values, execution_options=options)
         with result:
             yield from result
 

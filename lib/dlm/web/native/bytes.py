@@ -23,6 +23,7 @@ from dlm.web.context import as_one, begin, own_scopes, web
 blp = Blueprint("bytes", __name__, url_prefix="/bytes", description="A user's own bytes, in and out")
 
 BLOCK = 1 << 20
+AWAY = (ErrorClass.UNAVAILABLE, ErrorClass.TIMEOUT)  # the file may be as good as ever
 BINARY = "application/octet-stream"
 SENT = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
 
@@ -91,8 +92,7 @@ def _received(upload: uploads.Upload, dataset: tuple[str, str] | None, lease_s: 
 
 def _refuse(error: Exception) -> NoReturn:
     """Raise the error; what a storage could not do at the moment is worth another try."""
-    passing = (ErrorClass.UNAVAILABLE, ErrorClass.TIMEOUT)
-    if isinstance(error, StorageError) and error.error_class in passing:
+    if isinstance(error, StorageError) and error.error_class in AWAY:
         raise Transient(error.detail, hint="try again, or name another storage") from error
     raise error
 
@@ -126,8 +126,11 @@ def _sent(chunks: Chunks) -> Iterator[bytes]:
 
 
 def _opened(found: list[replicas.Source]) -> tuple[replicas.Source, Chunks]:
-    """The first of these replicas that can be opened and has the right size."""
-    reasons = []
+    """The first of these replicas that can be opened and has the right size.
+
+    Transient when one of them is out of reach, NotFound when all of them could be asked and none is right.
+    """
+    reasons, is_away = [], False
     for source in found:
         try:
             protocol = open_protocol(source.protocol)
@@ -136,5 +139,7 @@ def _opened(found: list[replicas.Source]) -> tuple[replicas.Source, Chunks]:
                 return source, protocol.read(source.path)
             reasons.append(f"{source.storage}: {'not there' if stat is None else 'of another size'}")
         except StorageError as error:
+            is_away = is_away or error.error_class in AWAY
             reasons.append(f"{source.storage}: {error.detail}")
-    raise NotFound(f"no replica can be read now ({'; '.join(reasons)[:500]})", field="did")
+    told = f"no replica can be read now ({'; '.join(reasons)[:500]})"
+    raise Transient(told, field="did") if is_away else NotFound(told, field="did")
