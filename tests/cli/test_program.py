@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import click
@@ -11,9 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 from cli.conftest import Admin
+from dlm.cli.client import Client
 from dlm.cli.main import cli
 from dlm.cli.reference import reference
 from dlm.db.engine import Database
+from dlm.errors import Transient
+from world import World
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -46,6 +53,55 @@ def test_a_service_that_does_not_answer_is_a_temporary_failure_with_the_way_out(
         f"error: {NOWHERE} does not answer (connection refused)\n"
         " hint: start it: dlm-admin up   ·   it is elsewhere: --url, or DLM_URL\n"
     )
+
+
+@contextmanager
+def another_server(answer: bytes, length: int) -> Iterator[str]:
+    """The address of a server that says 200 and sends this, whatever length it announces."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """It says nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("words", [("account", "list"), ("account", "list", "--limit", "5"), ("status",)])
+def test_another_service_at_the_address_is_told(words: tuple[str, ...]) -> None:
+    page = b"<html>welcome"
+    with another_server(page, len(page)) as address:
+        assert f"{address} answered what is not JSON" in Admin(address, "dlm_x").error(*words, status=1)
+
+
+def test_the_service_is_blamed_for_its_own_failures_and_for_no_others() -> None:
+    with another_server(b"cut short", 100) as address:
+        client = Client(address, "dlm_x")
+        with pytest.raises(Transient, match="does not answer"), client.open("GET", "/bytes/a/b") as response:
+            response.read()
+        with pytest.raises(OSError, match="full"), client.open("GET", "/bytes/a/b"):
+            raise OSError(errno.ENOSPC, "the disk here is full")
+
+
+def test_what_the_host_refuses_is_told_in_one_line(admin: Admin, world: World, tmp_path: Path) -> None:
+    world.add_storage("perth-disk")
+    (name,) = world.many("perth-disk", 1, verified=True)
+    (tmp_path / "file").write_text("in the way")
+    error = admin.error("did", "get", f"test:{name}", "--to", tmp_path / "file" / "below", status=1)
+    assert error.startswith(f"error: {tmp_path}/file/below") and error.endswith(": Not a directory\n")
 
 
 def test_errors_are_objects_for_machines() -> None:

@@ -56,6 +56,26 @@ def named(noun: str, name: object, *more: str) -> str:
     return "/".join(["", noun, quote(str(name), safe=""), *more])
 
 
+class Response:
+    """An answer as it comes; what fails in between is the service's, not what the reader does with it."""
+
+    def __init__(self, client: Client, response: http.client.HTTPResponse) -> None:
+        self._client, self._response = client, response
+        self.headers = response.headers
+
+    def read(self, size_bytes: int | None = None) -> bytes:
+        with self._client.reached():
+            return self._response.read(size_bytes)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            with self._client.reached():
+                line = self._response.readline()
+            if not line:
+                return
+            yield line
+
+
 class Client:
     """The API at `url`, as the account whose token this is; `token_from` says where a missing one was looked for."""
 
@@ -101,10 +121,17 @@ class Client:
         with self.open(method, path, data, query=query, headers=sent) as response:
             return self.read_json(response)
 
-    def read_json(self, response: http.client.HTTPResponse) -> Any:
+    def read_json(self, response: Response) -> Any:
         """The JSON of an answer, None for an empty one."""
         text = response.read()
-        return json.loads(text) if text else None
+        return self._parsed(text) if text else None
+
+    def _parsed(self, text: bytes) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            hint = "is it dlm's address? --url, or DLM_URL"
+            raise DlmError(f"{self.url} answered what is not JSON", hint=hint) from error
 
     # Many
 
@@ -120,7 +147,7 @@ class Client:
                 if limit is not None and number >= limit:
                     return
                 number += 1
-                yield json.loads(line)
+                yield self._parsed(line)
 
     # The connection
 
@@ -133,27 +160,39 @@ class Client:
         *,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Iterator[http.client.HTTPResponse]:
+    ) -> Iterator[Response]:
         """The answer to a request, its body to be read; what is a problem is raised as the error it tells of."""
         connection = self._connection()
         given = {key: value for key, value in (query or {}).items() if value is not None}
         target = f"{self._base}{path}" + (f"?{urlencode(given, doseq=True)}" if given else "")
         try:
-            try:
-                connection.connect()
-                if connection.sock is not None:
-                    connection.sock.settimeout(self._timeout_s)
-                connection.request(method, target, data, {**self._headers, **(headers or {})})
-                response = connection.getresponse()
-            except BrokenPipeError:
-                response = connection.getresponse()  # refused before all was sent: the answer says why
-            if response.status >= 400:
-                self._refuse(response)
-            yield response
-        except (OSError, http.client.HTTPException) as error:
-            raise self._away(error) from error
+            with self.reached():
+                response = self._ask(connection, method, target, data, {**self._headers, **(headers or {})})
+                if response.status >= 400:
+                    self._refuse(response)
+            yield Response(self, response)
         finally:
             connection.close()
+
+    def _ask(
+        self, connection: http.client.HTTPConnection, method: str, target: str, data: Any, headers: Mapping[str, str]
+    ) -> http.client.HTTPResponse:
+        try:
+            connection.connect()
+            if connection.sock is not None:
+                connection.sock.settimeout(self._timeout_s)
+            connection.request(method, target, data, headers)
+        except BrokenPipeError:
+            pass  # refused before all was sent: the answer says why
+        return connection.getresponse()
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Transient when the connection fails inside."""
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            raise self._away(error) from error
 
     def _connection(self) -> http.client.HTTPConnection:
         host, port = str(self._parts.hostname), self._parts.port

@@ -122,6 +122,14 @@ class Root(click.Group):
             # The reader (head, less) has enough. Python would complain again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(exits.OK)
+        except OSError as error:
+            _end(_of_system(error), as_json)
+
+
+def _of_system(error: OSError) -> DlmError:
+    """What this host refused to a command: a directory that cannot be written to, a disk that is full."""
+    why = error.strerror or str(error) or type(error).__name__
+    return DlmError(f"{error.filename}: {why}" if error.filename is not None else why)
 
 
 def _of_usage(error: click.UsageError) -> DlmError:
