@@ -10,7 +10,7 @@ import pytest
 from dlm.clock import ManualClock
 from dlm.core import plan, rules
 from dlm.db.engine import Database
-from dlm.errors import CannotPlace, Conflict
+from dlm.errors import CannotPlace, Conflict, InvalidInput
 from world import SCOPE, World
 
 
@@ -91,6 +91,24 @@ def test_planning_writes_nothing(world: World) -> None:
     foretell(world, "ds", 2, "type=disk")
     assert rows() == before
     assert not world.settle().counts
+
+
+def test_a_plan_of_too_many_files_by_themselves_is_refused_and_says_what_can_be_planned(world: World) -> None:
+    world.many("origin", 1)
+    with world.begin() as tx:
+        tx.run("INSERT INTO attachment (parent_id, child_id, size_bytes) SELECT id, 10^6 + g, 1 FROM did, generate_series(1, 100000) g WHERE name = 'ds'")
+    with pytest.raises(InvalidInput, match="100,000") as many:
+        foretell(world, "ds", 1, "perth-a", grouping="none")
+    assert many.value.field == "grouping" and "grouping dataset" in many.value.hint
+    assert foretell(world, "ds", 1, "perth-a", grouping="dataset")["copies"] == 1
+
+
+def test_a_plan_with_a_key_foretells_as_one_without(world: World) -> None:
+    world.many("origin", 1)
+    foretell(world, "ds", 1, "perth-a", idempotency_key="k")
+    rule = world.declare("ds", 1, "perth-a", idempotency_key="k")
+    with pytest.raises(Conflict, match=rule):
+        foretell(world, "ds", 1, "perth-a", idempotency_key="k")
 
 
 def test_a_plan_says_what_is_impossible_and_why(world: World) -> None:

@@ -1,14 +1,16 @@
 """`plan`: what a rule would do, before it is made.
 
 The rule is declared and placed by the code that declares and places every rule, inside a savepoint that is rolled back.
-Nothing shared is written on the way, so nobody waits for it, and what it says is what would happen now.
+No usage row is written on the way, so no transfer, judge or other rule waits for it, and what it says is what would
+happen now. Only whoever declares the same wish meanwhile, or is the first to use the same new expression, waits: for the
+rehearsal, which MAX_FILES keeps to seconds, and no longer than the database's lock timeout (10 s; then 503, try again).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -19,9 +21,11 @@ from dlm.core.placement import Rejection
 from dlm.core.rules import Declaration
 from dlm.db import judging
 from dlm.db.engine import Tx
+from dlm.errors import InvalidInput
 from dlm.types import Grouping, ReplicaState, Storage
 
 CHUNK_FILES = 50_000
+MAX_FILES = 100_000  # of grouping none: each is placed by itself, and each is a row that is rolled back
 MAX_REJECTED = 100
 
 
@@ -43,8 +47,9 @@ class Rehearsal:
 def plan(tx: Tx, wish: Declaration) -> dict[str, Any]:
     """Transfers, bytes by source and link, space after, what is there already, what is impossible and why; JSON-ready.
 
-    Refuses what `declare` refuses, with the same errors.
+    Refuses what `declare` refuses, with the same errors, and grouping none for more than MAX_FILES files.
     """
+    wish = replace(wish, idempotency_key=None)  # what was made with the key is not what would be made now
     savepoint = tx.connection.begin_nested()
     try:
         rule = rules.require(tx, rules.declare(tx, [wish])[0].id)
@@ -70,8 +75,13 @@ def _rehearse(tx: Tx, row: Row[Any], world: World) -> Rehearsal:
 
 
 def _rehearse_files(tx: Tx, row: Row[Any], world: World, rehearsal: Rehearsal) -> None:
-    roots, after = placing.units_of(tx, [row])[row.id], 0
+    roots, after, seen = placing.units_of(tx, [row])[row.id], 0, 0
     while file_ids := judging.files_to_place(tx, roots, after, CHUNK_FILES):
+        seen += len(file_ids)
+        if seen > MAX_FILES:
+            detail = f"with grouping none, up to {MAX_FILES:,} files can be planned, and there are more"
+            hint = "plan a part of it (one dataset), or grouping dataset; declaring has no such limit"
+            raise InvalidInput(detail, field="grouping", hint=hint)
         portions = placing.share_out(tx, row, file_ids, world)
         if portions.shares:
             judging.add_file_locks(tx, row.id, file_ids, portions.storage_ids, portions.shares)
