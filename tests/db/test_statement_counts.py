@@ -266,6 +266,9 @@ CALLS: dict[str, Call] = {
     "tracing.replicas": lambda tx, r: tracing.replicas(tx, r.files[0]),
     "tracing.holders": lambda tx, r: tracing.holders(tx, r.files[0]),
     "tracing.rules_above": lambda tx, r: tracing.rules_above(tx, r.files[0]),
+    "tracing.rules_ended": lambda tx, r: tracing.rules_ended(tx, r.files[0], r.number),
+    "tracing.harms": lambda tx, r: tracing.harms(tx, r.files[0], [r.here], tx.now),
+    "tracing.undo_window": lambda tx, r: tracing.undo_window(tx, r.of_dataset, 1.0),
     "tracing.placements": lambda tx, r: tracing.placements(tx, r.rules),
     "tracing.attempts": lambda tx, r: tracing.attempts(tx, r.files[0], None, r.number),
     "tracing.proofs": lambda tx, r: tracing.proofs(tx, r.files[0], None, r.number),
@@ -274,6 +277,7 @@ CALLS: dict[str, Call] = {
     "status.rules_by_state": lambda tx, r: status.rules_by_state(tx),
     "status.queues": lambda tx, r: status.queues(tx),
     "status.storages_with_news": lambda tx, r: status.storages_with_news(tx),
+    "status.copies_held_up": lambda tx, r: status.copies_held_up(tx),
     "status.count_storages": lambda tx, r: status.count_storages(tx),
 }
 
