@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from catalogue import Beside, wait_until_blocked
 from dlm.clock import ManualClock
 from dlm.core import files, replicas, rules
 from dlm.db.engine import Database
@@ -295,6 +296,23 @@ def test_a_retry_of_many_rules_takes_a_number_of_statements_that_does_not_grow(w
             return tx.statements
 
     assert statements(expressions[:2]) == statements(expressions[2:])
+
+
+def test_a_retry_that_comes_while_the_first_call_is_on_its_way_waits_and_finds_its_rule(world: World) -> None:
+    world.many("origin", 1)
+    wish = rules.Declaration(f"{SCOPE}:ds", 1, "tier=1", idempotency_key="k")
+    again: list[rules.DeclaredRule] = []
+
+    def retry() -> None:
+        with world.begin() as tx:
+            again.extend(rules.declare(tx, [wish]))
+
+    with world.begin() as tx:
+        made = rules.declare(tx, [wish])
+        other = Beside(retry)
+        wait_until_blocked(world.database)
+    assert other.finish() == []
+    assert [(rule.id, rule.is_new) for rule in again] == [(made[0].id, False)]
 
 
 def test_the_same_wish_twice_in_a_call_is_refused(world: World) -> None:
