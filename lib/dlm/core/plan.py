@@ -16,8 +16,8 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm.core import conveyor, judge, placing, rules
-from dlm.core.placing import World
 from dlm.core.placement import Rejection
+from dlm.core.placing import World
 from dlm.core.rules import Declaration
 from dlm.db import judging
 from dlm.db.engine import Tx

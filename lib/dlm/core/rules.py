@@ -352,7 +352,7 @@ def shown(row: Row[Any]) -> dict[str, Any]:
 
 
 def list_rules(
-    tx: Tx, *, did: str | None = None, account: str | None = None, state: str | None = None, storage: str | None = None, page: Page = Page()
+    tx: Tx, *, did: str | None = None, account: str | None = None, state: str | None = None, storage: str | None = None, page: Page = names.FIRST_PAGE
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Rules, newest first, and the cursor of the next page; those that are gone only when asked for by state."""
     if state is not None and state not in tuple(RuleState):
@@ -367,7 +367,7 @@ def list_rules(
     return [shown(row) for row in found[: page.limit]], more
 
 
-def locks(tx: Tx, uuid: str, page: Page = Page()) -> tuple[list[dict[str, Any]], str | None]:
+def locks(tx: Tx, uuid: str, page: Page = names.FIRST_PAGE) -> tuple[list[dict[str, Any]], str | None]:
     """What the rule holds where, and the cursor of the next page."""
     row = require(tx, uuid)
     found = rules.locks_page(tx, row.id, _lock_cursor(page.after), page.limit + 1)
@@ -398,7 +398,7 @@ def _lock_cursor(after: str | None) -> tuple[int, int]:
     return int(did_id), int(storage_id)
 
 
-def history(tx: Tx, uuid: str, page: Page = Page()) -> tuple[list[dict[str, Any]], str | None]:
+def history(tx: Tx, uuid: str, page: Page = names.FIRST_PAGE) -> tuple[list[dict[str, Any]], str | None]:
     """What happened to the rule, newest first."""
     row = require(tx, uuid)
     found = events.list_for(tx, "rule", row.id, page.limit + 1, names.cursor_id(page.after))

@@ -6,7 +6,7 @@ first, and `next` (`at`, `text`). `step` is one of wanted, decided, tried, check
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 

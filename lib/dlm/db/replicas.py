@@ -84,7 +84,8 @@ def insert_new(
     Nobody else can see a new DID, so what hangs on it cannot be there already, and no order of locks is to be kept.
     Without an account the files belong to the owner of their scope.
     """
-    columns, arrays_, values = "scope_id, name, size_bytes, adler32, md5, sha256", _ARRAYS[:-1], {}
+    values: dict[str, Any] = {}
+    columns, arrays_ = "scope_id, name, size_bytes, adler32, md5, sha256", _ARRAYS[:-1]
     said, returned = "", "id, scope_id, name, size_bytes"
     if metadata is not None:
         columns, arrays_ = f"{columns}, metadata", f"{arrays_}, %(metadata)s::jsonb[]"

@@ -236,7 +236,7 @@ def let_go(tx: Tx, ids: Sequence[int], reason: str) -> Sequence[Row[Any]]:
 def expired(tx: Tx, limit: int) -> Sequence[int]:
     """Ids of live rules whose time is over and that are not locked, held for this transaction; one statement."""
     rows = tx.rows(
-        f"""SELECT id FROM rule
+        """SELECT id FROM rule
              WHERE expires_at <= %(now)s AND state NOT IN ('letting_go', 'gone') AND NOT is_locked
              ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED""",
         limit=limit,

@@ -31,7 +31,7 @@ class StorageDelta:
         row[2] += used_files
 
     def rows(self) -> list[tuple[int, int, int, int]]:
-        return [(storage, *values) for storage, values in sorted(self._rows.items()) if any(values)]
+        return [(storage, v[0], v[1], v[2]) for storage, v in sorted(self._rows.items()) if any(v)]
 
     def reserved_bytes(self, storage_id: int) -> int:
         """What the batch reserves at the storage, less what it gives back."""
@@ -50,7 +50,7 @@ class Charges:
         row[1] += files
 
     def rows(self) -> list[tuple[int, int, int, int]]:
-        return [(*key, *values) for key, values in sorted(self._rows.items()) if any(values)]
+        return [(key[0], key[1], v[0], v[1]) for key, v in sorted(self._rows.items()) if any(v)]
 
 
 def change_storages(tx: Tx, delta: StorageDelta) -> None:
