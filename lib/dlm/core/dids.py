@@ -342,7 +342,7 @@ def set_metadata(tx: Tx, scope: str, name: str, patch: Mapping[str, Any]) -> dic
 
 
 def set_expiry(tx: Tx, scope: str, name: str, expires_at: datetime | None) -> None:
-    """Set when the DID ends, and lets its rules go; None: never. Conflict when it ends sooner, with a locked rule on it."""
+    """Set when the DID ends, and lets its rules go; None: never. Conflict when that is sooner, with a locked rule."""
     _check_expiry(tx, expires_at, "expires_at")
     row = _held(tx, scope, name)
     is_sooner = expires_at is not None and (row.expires_at is None or expires_at < row.expires_at)

@@ -1,8 +1,8 @@
 """`plan`: what a rule would do, before it is made.
 
 The rule is declared and placed by the code that declares and places every rule, inside a savepoint that is rolled back.
-No usage row is written on the way, so no transfer, judge or other rule waits for it, and what it says is what would
-happen now. Only whoever declares the same wish meanwhile, or is the first to use the same new expression, waits: for the
+No usage row is written on the way, so no transfer, judge or other rule waits for it; what it says is what would happen
+now. Only whoever declares the same wish meanwhile, or is the first to use the same new expression, waits: for the
 rehearsal, which MAX_FILES keeps to seconds, and no longer than the database's lock timeout (10 s; then 503, try again).
 """
 

@@ -76,7 +76,8 @@ def register(
     CannotPlace when the storage would hold more than its capacity: then its figure or the sizes are wrong.
     """
     if sum(files.sizes) > MAX_BYTES:
-        raise InvalidInput(f"these files are {sum(files.sizes):,} bytes together", field="files", hint=f"up to {MAX_BYTES:,}")
+        detail = f"these files are {sum(files.sizes):,} bytes together"
+        raise InvalidInput(detail, field="files", hint=f"up to {MAX_BYTES:,}")
     if files.paths is not None:  # whoever names a path may claim, and have repaired over, any file below the root
         authorize(tx.actor, "replica.path")
     place = get_storage(tx, storage)

@@ -81,7 +81,8 @@ def _check_quota(tx: Tx, place: Row[Any], size_bytes: int) -> None:
     account_id = tx.actor.account_id
     left = None if account_id is None else judging.quota_left(tx, [account_id]).get((account_id, place.id))
     if left is not None and (left <= 0 or left < size_bytes):
-        detail = f"the limit of {tx.actor.account} leaves {max(0, left):,} bytes on {place.name}, {size_bytes:,} are needed"
+        room = f"the limit of {tx.actor.account} leaves {max(0, left):,} bytes on {place.name}"
+        detail = f"{room}, {size_bytes:,} are needed"
         raise QuotaExceeded(detail, field="storage", hint="see: dlm-admin account usage")
 
 

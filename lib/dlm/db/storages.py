@@ -192,7 +192,7 @@ def delete(tx: Tx, storage_id: int) -> None:
 
 
 def fill(tx: Tx, storage_id: int) -> Row[Any]:
-    """What the storage holds and can hold, and whether it is live (is_live, used_bytes, capacity_bytes); one statement."""
+    """What the storage holds and can hold (is_live, used_bytes, capacity_bytes); one statement."""
     row = tx.one(
         """SELECT s.deleted_at IS NULL AS is_live, u.used_bytes, s.capacity_bytes
              FROM storage s JOIN storage_usage u ON u.storage_id = s.id WHERE s.id = %(id)s""",

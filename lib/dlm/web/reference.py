@@ -37,7 +37,8 @@ Made by `python -m dlm.web.reference`; change `lib/dlm/web/`. The whole descript
 - **Errors** are `application/problem+json` (RFC 9457): `type`, `title`, `status`, `detail`, the `field` to change as
   the caller named it, a `hint`, `request_id`, and facts such as the id of the rule that exists already.
 - **Retries**: `Idempotency-Key` on `POST /rules` and `/rules/many` makes them exactly-once (200 instead of 201 when
-  the rule stood already, 409 when the key came with any other wish). Registering, attaching, revoking may simply be repeated. 503 says when in `Retry-After`.
+  the rule stood already, 409 when the key came with any other wish). Registering, attaching, revoking may simply
+  be repeated. 503 says when in `Retry-After`.
 - **Request id**: `X-Request-Id` (8 to 64 of `A-Za-z0-9._-`) is kept, otherwise made; it is in the answer, the log,
   and the events of what the request changed.
 - **Many at once**: up to 10,000 files, DIDs, rules, children in a call, all or none. Files also come as NDJSON lines,
