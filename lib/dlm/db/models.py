@@ -7,19 +7,7 @@ to is never removed, and 10^9 inserts need not prove it each time (docs/adr/0002
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    CheckConstraint,
-    Column,
-    ForeignKey,
-    Identity,
-    Index,
-    Integer,
-    SmallInteger,
-    Table,
-    Text,
-)
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, ForeignKey, Index, Integer, Table, Text
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, ENUM, JSONB, TIMESTAMP, UUID
 
 from dlm import types
@@ -56,7 +44,7 @@ _true = sa.text("true")
 
 
 def _id(type_: type = BigInteger) -> Column:
-    return Column("id", type_, Identity(always=False), primary_key=True)
+    return Column("id", type_, sa.Identity(always=False), primary_key=True)
 
 
 def _uuid() -> Column:
@@ -161,7 +149,7 @@ protocol = Table(
     Column("prefix", Text, nullable=False),
     Column("credentials", Text),  # a reference, never the secret
     Column("marker", Text),  # how the root of a storage that dlm never writes to is known; null: by a file with the uuid
-    Column("priority", SmallInteger, nullable=False, server_default=_zero),
+    Column("priority", sa.SmallInteger, nullable=False, server_default=_zero),
     sa.UniqueConstraint("storage_id", "scheme"),
 )
 
@@ -290,7 +278,7 @@ rule = Table(
     Column("weight", Text),
     Column("state", rule_state, nullable=False, server_default="declared"),
     Column("reason", Text),
-    Column("priority", SmallInteger, CheckConstraint("priority BETWEEN 1 AND 5", name="priority"), nullable=False, server_default=sa.text("3")),
+    Column("priority", sa.SmallInteger, CheckConstraint("priority BETWEEN 1 AND 5", name="priority"), nullable=False, server_default=sa.text("3")),
     Column("activity", Text, nullable=False, server_default="default"),
     Column("comment", Text),
     Column("is_locked", Boolean, nullable=False, server_default=_false),
@@ -354,8 +342,8 @@ request = Table(
     _at("claimed_until"),
     Column("source_storage_id", Integer),
     Column("fence", Integer, nullable=False, server_default=_zero),
-    Column("priority", SmallInteger, CheckConstraint("priority BETWEEN 1 AND 5", name="priority"), nullable=False),
-    Column("attempts", SmallInteger, nullable=False, server_default=_zero),
+    Column("priority", sa.SmallInteger, CheckConstraint("priority BETWEEN 1 AND 5", name="priority"), nullable=False),
+    Column("attempts", sa.SmallInteger, nullable=False, server_default=_zero),
     Column("is_cancelled", Boolean, nullable=False, server_default=_false),  # the owner honours it
     Column("is_repair", Boolean, nullable=False, server_default=_false),  # may replace what stands at the path
     Column("activity", Text, nullable=False, server_default="default"),
@@ -439,7 +427,7 @@ finding = Table(
     Column("did_id", BigInteger, primary_key=True, autoincrement=False),
     Column("audit_id", Integer),
     Column("state", replica_state, nullable=False),  # bad or lost
-    Column("probes", SmallInteger, nullable=False, server_default=sa.text("1")),
+    Column("probes", sa.SmallInteger, nullable=False, server_default=sa.text("1")),
     Column("detail", Text),
     _at("found_at", nullable=False),
 )
@@ -449,7 +437,7 @@ finding = Table(
 event = Table(
     "event",
     metadata,
-    Column("id", BigInteger, Identity(always=False), primary_key=True),
+    Column("id", BigInteger, sa.Identity(always=False), primary_key=True),
     Column("at", TIMESTAMP(timezone=True), primary_key=True),
     Column("object", Text, nullable=False),  # account, scope, site, storage, did, replica, rule, request, breaker …
     Column("object_id", BigInteger, nullable=False),
@@ -470,7 +458,7 @@ attempt = Table(
     Column("storage_id", Integer, nullable=False),
     Column("ended_at", TIMESTAMP(timezone=True), nullable=False),
     Column("request_id", BigInteger, nullable=False),
-    Column("number", SmallInteger, nullable=False),
+    Column("number", sa.SmallInteger, nullable=False),
     Column("source_storage_id", Integer),
     Column("outcome", Text, nullable=False),  # done, retry, parked, cancelled
     Column("size_bytes", BigInteger),
@@ -488,7 +476,7 @@ proof = Table(
     Column("did_id", BigInteger, nullable=False),
     Column("storage_id", Integer, nullable=False),
     Column("made_at", TIMESTAMP(timezone=True), nullable=False),
-    Column("wanted", SmallInteger, nullable=False),
+    Column("wanted", sa.SmallInteger, nullable=False),
     Column("witnesses", ARRAY(Integer), nullable=False),  # storages with a verified copy that stays
     Column("cause", Text, nullable=False),
     Column("fence", Integer, nullable=False),
