@@ -168,9 +168,11 @@ class Client:
         try:
             with self.reached():
                 response = self._ask(connection, method, target, data, {**self._headers, **(headers or {})})
+            with response:  # one that ends with its connection owns the socket
                 if response.status >= 400:
-                    self._refuse(response)
-            yield Response(self, response)
+                    with self.reached():
+                        self._refuse(response)
+                yield Response(self, response)
         finally:
             connection.close()
 
