@@ -89,10 +89,13 @@ _MEND = """
                      FROM mended ORDER BY did_id, storage_id ON CONFLICT DO NOTHING)
     SELECT storage_id, was, count(*) AS files, sum(size_bytes)::bigint AS bytes FROM mended GROUP BY 1, 2"""
 
+# A request that is in use is left as it is, so that nobody waits here with other requests in hand: whoever carries out a
+# cancelling looks for locks first, and what it took away is told as gone. Only a higher priority may come to nothing.
 _JOIN = """
     WITH wish AS MATERIALIZED ({wish}),
          held AS (SELECT q.id, w.priority FROM request q JOIN wish w USING (did_id, storage_id)
-                   WHERE q.is_cancelled OR q.priority < w.priority ORDER BY q.did_id, q.storage_id FOR UPDATE OF q)
+                   WHERE q.is_cancelled OR q.priority < w.priority
+                   ORDER BY q.did_id, q.storage_id FOR UPDATE OF q SKIP LOCKED)
     UPDATE request q SET is_cancelled = false, priority = greatest(q.priority, held.priority) FROM held WHERE q.id = held.id"""
 
 
