@@ -10,13 +10,13 @@ from dlm.protocols.posix import PosixProtocol
 from dlm.transfertools import Copy, Outcome
 from dlm.transfertools.interface import Transfertool
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 
 BATCH = 10_000
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
-    race = Race("conveyor", "requests/s", prepare, convey, "bare SQL, batches of 10,000", convey_bare)
+    race = Race("conveyor", "requests/s", JUDGED, convey, "bare SQL, batches of 10,000", convey_bare)
     yield from bench.run(race, files)
 
 
@@ -28,6 +28,9 @@ def prepare(place: Place) -> None:
         tx.run("INSERT INTO protocol (storage_id, scheme, prefix) SELECT id, 'null', '/' FROM storage")
     worlds.declare(place.database, "bench:ds", 1, "s1")
     worlds.judge_all(place.database)
+
+
+JUDGED = World("a rule that is judged", prepare)
 
 
 class NullProtocol(PosixProtocol):

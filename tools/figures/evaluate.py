@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 
 from dlm.core import dids, rules
 from dlm.db import changes
 from dlm.db.engine import Tx
 from dlm.types import ChangeKind
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race, derived
+from figures.measuring import Bench, Figure, Place, Race, World, derived
 
 NEW = 10_000
 RULES = (1, 5, 20)
@@ -24,28 +25,35 @@ RULES = (1, 5, 20)
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
     small, large = files // 10, 10 * files
     found: dict[tuple[int, int, str], Figure] = {}
-    for size, number in (*((small, number) for number in RULES), (large, 1), (large, 20)):
-        race = Race(
-            f"evaluate-{number}-rules", "s", partial(prepare, number), attach, "bare SQL, same rows", attach_bare
-        )
+    for size, number in product((small, large), RULES):
+        name = f"evaluate-{number}-rules in {size:,}"
+        race = Race(name, "s", under(number), attach, "bare SQL, same rows", attach_bare)
         for figure in bench.run(race, size, NEW):
             found[size, number, figure.figure.rpartition(" ")[2]] = figure
             yield figure
     for part in ("place", "ok"):
         for size in (small, large):
             one, twenty = found[size, 1, part], found[size, 20, part]
-            yield derived(f"evaluate-rules {part}", twenty, one, f"1 rule, dataset of {size:,}")
+            yield derived(f"evaluate-rules {part} in {size:,}", twenty, one, "1 rule")
         much, little = found[large, 20, part], found[small, 20, part]
         yield derived(f"evaluate-dataset {part}", much, little, f"dataset of {small:,}, 20 rules")
 
 
-def prepare(number: int, place: Place) -> None:
-    """A dataset at s1, s2 and origin with `number` rules that are ok; the new files at origin."""
+def prepare_files(place: Place) -> None:
+    """A dataset at s1, s2 and origin."""
     with place.database.begin("bench.prepare") as tx:
         worlds.base(tx)
         worlds.files(tx, place.size)
         worlds.replicas(tx, "ds", "s1")
         worlds.replicas(tx, "ds", "s2")
+
+
+AT_THREE = World("a dataset at three storages", prepare_files)
+
+
+def prepare(number: int, place: Place) -> None:
+    """`number` rules on a dataset, which are ok; new files at origin."""
+    with place.database.begin("bench.prepare") as tx:
         worlds.files(tx, NEW, "new")
         tx.run(
             """INSERT INTO account (name, kind, created_at)
@@ -59,11 +67,14 @@ def prepare(number: int, place: Place) -> None:
     worlds.judge_all(place.database)
 
 
+def under(number: int) -> World:
+    """A dataset whose copies are there, with so many rules on it, and new files at origin."""
+    return World(f"under {number} rules", partial(prepare, number), on=AT_THREE)
+
+
 def attach(place: Place) -> dict[str, float]:
     start = time.perf_counter()
-    with place.database.begin("bench.attach", worlds.ACTOR) as tx:
-        dids.attach(tx, "bench", "ds", [("bench", f"new.{i}") for i in range(1, NEW + 1)])
-    worlds.judge_all(place.database)
+    attach_and_judge(place)
     placed = time.perf_counter()
     with place.database.begin("bench.arrive") as tx:
         worlds.arrive(tx)
@@ -73,6 +84,13 @@ def attach(place: Place) -> dict[str, float]:
     with place.database.begin("bench.look") as tx:
         assert tx.scalar("SELECT count(*) FROM rule WHERE state <> 'ok'") == 0
     return {"place": placed - start, "ok": ended - arrived}
+
+
+def attach_and_judge(place: Place) -> None:
+    """Attach the new files, and judge until nothing is due."""
+    with place.database.begin("bench.attach", worlds.ACTOR) as tx:
+        dids.attach(tx, "bench", "ds", [("bench", f"new.{i}") for i in range(1, NEW + 1)])
+    worlds.judge_all(place.database)
 
 
 def attach_bare(place: Place) -> dict[str, float]:

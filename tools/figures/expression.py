@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dlm.core import expression
 from dlm.db import storages
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 
 TEXT = "(share<=3&country=AU|country=CH)\\(site=site7|name=s1*)&type=disk"
 STORAGES, ROUNDS = 1000, 200
@@ -16,12 +16,15 @@ STORAGES, ROUNDS = 1000, 200
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
     for name, act in (("cold", cold), ("warm", warm)):
-        yield from bench.run(Race(f"expression-{name}", "ms", prepare, act), STORAGES, 1)
+        yield from bench.run(Race(f"expression-{name}", "ms", STANDING, act), STORAGES, 1)
 
 
 def prepare(place: Place) -> None:
     with place.database.begin("bench.prepare") as tx:
         worlds.base(tx, place.size, 20)
+
+
+STANDING = World("storages", prepare)
 
 
 def cold(place: Place) -> dict[str, float]:

@@ -10,7 +10,7 @@ from figures.measuring import Bench, Figure, Place, Race, derived
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
-    race = Race("judge", "copies/s", worlds.dataset_at_origin, place, "bare SQL, same end state", place_bare)
+    race = Race("judge", "copies/s", worlds.AT_ORIGIN, place, "bare SQL, same end state", place_bare)
     found = []
     for size in (files // 10, files, 10 * files):
         found += bench.run(race, size, 2 * size)

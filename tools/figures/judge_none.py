@@ -6,21 +6,24 @@ from collections.abc import Iterator
 
 from dlm.core import rules
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 
 STORAGES, SITES = 50, 10
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
-    race = Race("judge-none", "copies/s", prepare, share_out, "bare SQL, as many rows", share_out_bare)
+    race = Race("judge-none", "copies/s", FIFTY, share_out, "bare SQL, as many rows", share_out_bare)
     yield from bench.run(race, files, 2 * files)
-    yield from bench.run(race, 10 * files, 20 * files, repeat=1)  # once: minutes
+    yield from bench.run(race, 10 * files, 20 * files)
 
 
 def prepare(place: Place) -> None:
     with place.database.begin("bench.prepare") as tx:
         worlds.base(tx, STORAGES, SITES)
         worlds.files(tx, place.size)
+
+
+FIFTY = World("fifty storages", prepare)
 
 
 def share_out(place: Place) -> None:

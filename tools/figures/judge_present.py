@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from dlm.core import rules
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
-    race = Race("judge-present", "s", prepare, judge, "bare SQL: locks, and who holds how much", judge_bare)
+    race = Race("judge-present", "s", THERE, judge, "bare SQL: locks, and who holds how much", judge_bare)
     yield from bench.run(race, 10 * files)
 
 
@@ -20,6 +20,9 @@ def prepare(place: Place) -> None:
         worlds.files(tx, place.size, at=None)
         worlds.replicas(tx, "ds", "s1")
         worlds.replicas(tx, "ds", "s2")
+
+
+THERE = World("two copies there", prepare)
 
 
 def judge(place: Place) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from dlm.did import derived_paths
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 from figures.services import Program, Web
 
 RULES = 100
@@ -18,7 +18,7 @@ LIMIT_S = 30.0
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
-    race = Race("latency", "ms", prepare, wait_for_copies, arrange=arrange)
+    race = Race("latency", "ms", ON_DISK, wait_for_copies, arrange=arrange)
     yield from bench.run(race, RULES + WARM, 1)
 
 
@@ -26,6 +26,9 @@ def prepare(place: Place) -> None:
     with place.database.begin("bench.prepare", worlds.ACTOR) as tx:
         worlds.on_disk(tx, place.directory, 2)
         worlds.files(tx, place.size, size_bytes=1024)
+
+
+ON_DISK = World("files on disk", prepare)
 
 
 def arrange(place: Place) -> None:

@@ -8,15 +8,20 @@ from collections.abc import Iterator
 
 from dlm.core import replicas
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, derived
 from figures.services import Web
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
     yardstick = "bare SQL, rows fetched"
-    yield from bench.run(Race("list", "files/s", worlds.dataset_at_origin, stream, yardstick, fetch), files)
-    yield from bench.run(Race("list-rest", "files/s", worlds.dataset_at_origin, stream_rest, yardstick, fetch), files)
-    yield from bench.run(Race("list-rest-first", "ms", worlds.dataset_at_origin, wait_for_first), files, 1)
+    race = Race("list", "files/s", worlds.AT_ORIGIN, stream, yardstick, fetch)
+    yield from bench.run(race, files)
+    units = {"first": "ms", "memory": "MB"}
+    rest = Race("list-rest", "files/s", worlds.AT_ORIGIN, stream_rest, yardstick, fetch, units=units)
+    (whole, first, memory) = bench.run(rest, files)
+    (*_, before) = bench.run(rest, files // 10, repeat=1)
+    yield from (whole, first)
+    yield derived("list-rest memory", memory, before, f"the service's after a list of {files // 10:,}")
 
 
 def stream(place: Place) -> None:
@@ -40,15 +45,7 @@ def fetch(place: Place) -> None:
 
 
 def stream_rest(place: Place) -> dict[str, float]:
-    return {"": _read(place)[1]}
-
-
-def wait_for_first(place: Place) -> dict[str, float]:
-    return {"": _read(place)[0]}
-
-
-def _read(place: Place) -> tuple[float, float]:
-    """Seconds until the first byte, and until the last."""
+    """Seconds until the last byte and until the first, and the most memory that the service had, in MB."""
     with Web(place) as web:
         connection = web.connect()
         connection.request("GET", "/api/v1/dids/bench/ds", headers=web.headers())
@@ -62,5 +59,6 @@ def _read(place: Place) -> tuple[float, float]:
         while block := answer.read(1 << 16):
             lines += block.count(b"\n")
         seconds = time.perf_counter() - start
+        memory = web.peak_rss_mb()
     assert answer.status == 200 and lines == place.size, (answer.status, lines)
-    return first, seconds
+    return {"": seconds, "first": first, "memory": memory}

@@ -11,7 +11,7 @@ from dlm import config
 from dlm.daemons.reaper import Reaper
 from dlm.did import derived_paths
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 
 CONTENT = b"x" * 1024
 SETTINGS = {"breaker_delete_share": "1", "breaker_delete_files": "1000000"}
@@ -19,7 +19,7 @@ SETTINGS = {"breaker_delete_share": "1", "breaker_delete_files": "1000000"}
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
     yardstick = "bare SQL, unlink, rmdir, one syncfs"
-    race = Race("reaper", "files/s", prepare, reap, yardstick, reap_bare, arrange=arrange)
+    race = Race("reaper", "files/s", UNWANTED, reap, yardstick, reap_bare, arrange=arrange)
     yield from bench.run(race, files // 10)
 
 
@@ -29,6 +29,9 @@ def prepare(place: Place) -> None:
         worlds.files(tx, place.size, at=None, size_bytes=len(CONTENT))
         worlds.replicas(tx, "ds", "s1", size_bytes=len(CONTENT))
         tx.run("UPDATE replica SET tombstone_at = %(now)s")
+
+
+UNWANTED = World("files that nothing holds", prepare)
 
 
 def arrange(place: Place) -> None:

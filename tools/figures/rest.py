@@ -5,28 +5,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from dlm.db import migrate
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 from figures.services import Program, Web
 
 SETTLE_S, WATCH_S = 10.0, 30.0
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
-    race = Race("rest", "", prepare, watch, is_verified=False)
-    (memory, cpu) = bench.run(replace(race, unit="s"), 1, 1, repeat=1)
-    yield replace(memory, figure="rest-memory", unit="MB", value=round(memory.value, 1))
-    yield replace(cpu, figure="rest-cpu", unit="% CPU", value=round(cpu.value, 2))
+    race = Race("rest", "", NOTHING, watch, units={"memory": "MB", "cpu": "% CPU"}, is_verified=False)
+    yield from bench.run(race, 1, repeat=1)
 
 
 def prepare(place: Place) -> None:
     """Nothing: the database measured is another one, with the defaults of `dlm-admin up`."""
+
+
+NOTHING = World("nothing", prepare)
 
 
 def watch(place: Place) -> dict[str, float]:

@@ -1,45 +1,58 @@
-"""The command: which figures, how large, and the table of what came out."""
+"""The command: which figures, how large, and what came out."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dlm.db.embedded import EmbeddedPostgres
-from figures.goals import verdict
-from figures.measuring import Bench, Figure, make_template
+from figures import drawing, report
+from figures.measuring import Bench, Figure, make_template, query
 
+# In an order in which worlds that several measure on are made once.
 FIGURES = (
     "judge",
+    "interactive",
+    "list",
+    "judges",
     "judge-none",
     "judge-present",
-    "register",
-    "interactive",
-    "evaluate",
-    "tangle",
     "resync",
     "verify",
     "letgo",
+    "register",
+    "evaluate",
+    "tangle",
     "small-rules",
     "conveyor",
     "transfer",
     "reaper",
     "latency",
-    "list",
     "expression",
     "rest",
 )
-OPTIONS = ("shared_buffers=1GB", "max_wal_size=4GB", "checkpoint_timeout=30min", "work_mem=64MB")
+BY_HAND = ("curve", "scale")
+OPTIONS = (
+    "shared_buffers=1GB",
+    "max_wal_size=4GB",
+    "checkpoint_timeout=30min",
+    "work_mem=64MB",
+    "maintenance_work_mem=256MB",
+)
+LEAST_FILES, MOST_FILES = 1000, 100_000_000
+NEED_BYTES, NEED_BYTES_PER_FILE = 2 * 10**9, 100_000  # worlds of ten times as many files, and the log
 
 
 @contextmanager
@@ -57,54 +70,101 @@ def _server(dsn: str | None, directory: Path) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure the figures that are named, or all; the exit status does not depend on what they are."""
+    """Measure the figures that are named, or all; 1 when one could not be measured, whatever the others are."""
     options = _options(arguments)
+    if options.table:
+        print(report.markdown(options.table), end="")
+        return 0
+    if options.draw:
+        drawing.write(options.svg, report.read(options.draw)[1])
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server and the scratch directory go
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
-    print(f"{machine}; --files {options.files:,}\n")
-    print(f"{'figure':<28}{'dlm':>12}{'yardstick':>12}  {'unit':<9}{'ratio':>7}{'n':>11}{'MB':>6}{'stmts':>8}  goal")
-    sys.stdout.flush()
     with tempfile.TemporaryDirectory(prefix="dlm-bench-", dir=options.dir) as scratch:
         directory = Path(scratch)
         directory.chmod(0o755)
         with _server(options.dsn, directory) as dsn:
             make_template(dsn)
+            _begin(options, dsn)
             bench = Bench(dsn, directory, options.repeat)
-            for name in options.figures or FIGURES:
-                module = importlib.import_module(f"figures.{name.replace('-', '_')}")
-                for figure in module.measure(bench, options.files):
-                    _show(figure, options.json)
-    return 0
+            try:
+                return _measure(bench, options)
+            finally:
+                bench.close()
+
+
+def _begin(options: argparse.Namespace, dsn: str) -> None:
+    """Say on what machine this is, and how the columns are to be read."""
+    load = f"{os.getloadavg()[0]:.1f}"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_implementation()} {platform.python_version()}"
+    postgresql = str(query(dsn, "SHOW server_version"))
+    facts = {"machine": machine, "postgresql": postgresql, "load": load, "files": options.files}
+    report.append(options.json, {"run": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", **facts})
+    print(f"{machine}, PostgreSQL {postgresql}, load {load} at the start; --files {options.files:,}\n\n{report.HEADER}", flush=True)
+
+
+def _measure(bench: Bench, options: argparse.Namespace) -> int:
+    """Each figure; one that cannot be measured says why, and the others go on."""
+    took_s: dict[str, float] = {}
+    found: list[Figure] = []
+    failed = []
+    for name in options.figures or FIGURES:
+        module = importlib.import_module(f"figures.{name.replace('-', '_')}")
+        start = time.monotonic()
+        try:
+            for figure in module.measure(bench, options.files):
+                found.append(figure)
+                report.append(options.json, report.as_record(figure))
+                print(report.line(figure), flush=True)
+        except Exception as error:  # noqa: BLE001  whatever ends one figure, the others are measured
+            failed.append(name)
+            traceback.print_exc()
+            print(f"{name:<38}could not be measured: {error}", flush=True)
+        took_s[name] = round(time.monotonic() - start, 1)
+    report.append(options.json, {"took_s": took_s})
+    print(report.seconds_table(took_s))
+    print("\ngoals missed: " + (", ".join(report.missed(found)) or "none"))
+    if "curve" in took_s and "curve" not in failed:
+        drawing.write(options.svg, found)
+        print(f"drawn: {options.svg}")
+    if failed:
+        print(f"could not be measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(FIGURES)}; default all")
-    parser.add_argument("--files", type=int, default=100_000, help="the middle size, default 100,000")
+    parser = argparse.ArgumentParser(prog="tools/bench", description="Measure dlm beside bare yardsticks.")
+    names = f"of {', '.join(FIGURES)}; default all. By hand: {' and '.join(BY_HAND)}"
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=names)
+    parser.add_argument("--files", type=int, default=100_000, help="the middle size, default 100,000; of scale the only one")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each, of which the median counts (default 3)")
     parser.add_argument("--json", type=Path, help="append one JSON line per figure to this file")
     parser.add_argument("--dsn", help="a server on which databases may be made; without it one is started")
-    parser.add_argument("--dir", default="/tmp", help="where its data and the files to copy stand (default /tmp)")
+    parser.add_argument("--dir", type=Path, default=Path("/tmp"), help="where its data and the files to copy stand (default /tmp)")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="measure nothing: print such a file as a markdown table")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="measure nothing: draw the curve of such a file")
+    parser.add_argument("--svg", type=Path, default=drawing.PICTURE, help="where curve and --draw write the picture")
     options = parser.parse_args(arguments)
-    unknown = set(options.figures) - set(FIGURES)
-    if unknown:
-        parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
+    _check(parser, options)
     return options
 
 
-def _show(figure: Figure, path: Path | None) -> None:
-    f = figure
-    places = 0 if f.value >= 100 else 2
-    ratio = f"{f.ratio:>7.2f}" if f.yardstick_value else f"{'–':>7}"
-    print(
-        f"{f.figure:<28}{f.value:>12,.{places}f}{f.yardstick_value:>12,.{places}f}  {f.unit:<9}{ratio}{f.n:>11,}"
-        f"{f.peak_rss_mb:>6.0f}{f.statements:>8,}  {verdict(f)}",
-        flush=True,
-    )
-    if path is not None:
-        with path.open("a") as file:
-            file.write(json.dumps(asdict(figure), ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit with what is wrong, before anything is started."""
+    unknown = [name for name in options.figures if name not in FIGURES + BY_HAND]
+    if unknown:
+        parser.error(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES + BY_HAND)}")
+    if not LEAST_FILES <= options.files <= MOST_FILES:
+        parser.error(f"--files: from {LEAST_FILES:,} to {MOST_FILES:,}, not {options.files:,}")
+    if options.repeat < 1:
+        parser.error(f"--repeat: at least 1, not {options.repeat}")
+    if not options.dir.is_dir() or not os.access(options.dir, os.W_OK):
+        parser.error(f"--dir: {options.dir} is no directory that can be written to")
+    for name, path in (("--table", options.table), ("--draw", options.draw)):
+        if path is not None and not path.is_file():
+            parser.error(f"{name}: there is no file {path}")
+    for name, path in (("--json", options.json), ("--svg", options.svg)):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"{name}: there is no directory {path.parent}")
+    need = NEED_BYTES + NEED_BYTES_PER_FILE * options.files
+    if set(options.figures) != {"scale"} and shutil.disk_usage(options.dir).free < need:
+        parser.error(f"--dir: {options.dir} has less than {need / 1e9:.0f} GB free; name another one, or fewer --files")

@@ -37,6 +37,12 @@ class Program:
             )
         return self
 
+    def peak_rss_mb(self) -> float:
+        """The most memory that the program had so far."""
+        assert self.process is not None
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.process is not None:
             self.process.terminate()
@@ -70,6 +76,7 @@ class Caller:
         connection.close()
         assert answer.status == status, text[:500]
         return seconds
+
 
 class Web(Program, Caller):
     """`dlm-web` on a free port, answering; with a token of the bench's account."""

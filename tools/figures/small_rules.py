@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from dlm.core import rules
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 from figures.services import Caller, Web
 
 CLIENTS, PROCESSES = 8, 2
@@ -18,11 +18,19 @@ CLIENTS, PROCESSES = 8, 2
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
     number = files // 50
-    rest = Race("small-rules-rest", "rules/s", prepare, post, "bare INSERT, 8 connections", post_bare)
-    yield from bench.run(rest, number)
-    waits = Race("small-rules-rest-p99", "ms", prepare, post_waits, "no yardstick")
-    yield from bench.run(waits, number, 1)
-    judged = Race("small-rules-judged", "rules/s", prepare, judge, "bare SQL, same rows", judge_bare, arrange=declare)
+    yield from bench.run(
+        Race(
+            "small-rules-rest",
+            "rules/s",
+            FILES,
+            post,
+            "bare INSERT, 8 connections",
+            post_bare,
+            units={"p50": "ms", "p99": "ms"},
+        ),
+        number,
+    )
+    judged = Race("small-rules-judged", "rules/s", FILES, judge, "bare SQL, same rows", judge_bare, arrange=declare)
     yield from bench.run(judged, files // 10)
 
 
@@ -32,18 +40,17 @@ def prepare(place: Place) -> None:
         worlds.files(tx, place.size)
 
 
+FILES = World("files", prepare)
+
+
 def body(number: int) -> str:
     return json.dumps({"did": f"bench:ds.{number}", "copies": 2, "storages": "type=disk", "spread": "site"})
 
 
 def post(place: Place) -> dict[str, float]:
     with Web(place) as web:
-        return {"": _post_all(web, place.size)[0]}
-
-
-def post_waits(place: Place) -> dict[str, float]:
-    with Web(place) as web:
-        return {"": worlds.percentiles(_post_all(web, place.size)[1])["p99"]}
+        seconds, waits = _post_all(web, place.size)
+    return {"": seconds, **worlds.percentiles(waits)}
 
 
 def _post_all(web: Caller, number: int) -> tuple[float, list[float]]:
@@ -83,25 +90,30 @@ def _client(port: int, token: str, numbers: list[int], waits: list[float]) -> No
         waits.append(time.perf_counter() - start)
 
 
-def post_bare(place: Place) -> None:
+def post_bare(place: Place) -> dict[str, float]:
     with place.database.begin("bench.bare") as tx:
         tx.run("INSERT INTO expression (canonical) VALUES ('type=disk')")
     shares = [range(1 + index, place.size + 1, CLIENTS) for index in range(CLIENTS)]
-    threads = [threading.Thread(target=_insert, args=(place, share)) for share in shares]
+    waits: list[float] = []
+    threads = [threading.Thread(target=_insert, args=(place, share, waits)) for share in shares]
+    start = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return {"": time.perf_counter() - start, **worlds.percentiles(waits)}
 
 
-def _insert(place: Place, numbers: range) -> None:
+def _insert(place: Place, numbers: range, waits: list[float]) -> None:
     for number in numbers:
+        start = time.perf_counter()
         with place.database.begin("bench.bare") as tx:
             tx.run(
                 """INSERT INTO rule (did_id, account_id, copies, expression_id, created_at, state_since, next_judge_at)
                    SELECT id, 1, 2, 1, %(now)s, %(now)s, %(now)s FROM did WHERE scope_id = 1 AND name = %(name)s""",
                 name=f"ds.{number}",
             )
+        waits.append(time.perf_counter() - start)
 
 
 def declare(place: Place) -> None:

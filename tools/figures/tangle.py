@@ -11,7 +11,7 @@ from functools import partial
 
 from dlm.core import dids, rules
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 
 NEW = 100
 
@@ -20,11 +20,11 @@ def measure(bench: Bench, files: int) -> Iterator[Figure]:
     race = Race(
         "tangle-overlaps",
         "s",
-        partial(prepare, 100, 20),
+        World("tangled", partial(prepare, 100, 20)),
         partial(live, 100),
         "a tenth of the overlaps",
         partial(live, 10),
-        partial(prepare, 10, 2),
+        World("tangled a little", partial(prepare, 10, 2)),
     )
     yield from bench.run(race, files // 10)
 

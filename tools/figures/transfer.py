@@ -18,7 +18,7 @@ from dlm import config
 from dlm.daemons.conveyor import Conveyor
 from dlm.did import derived_paths
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race
+from figures.measuring import Bench, Figure, Place, Race, World
 
 GIB = 1 << 30
 SMALL_BYTES = 1024
@@ -28,9 +28,10 @@ BLOCK_BYTES = 1 << 22
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
     large_bytes, small = GIB * files // 100_000, files // 10
     bare = "copy_file_range, adler32, fsync"
-    large = partial(Race, unit="MB/s", prepare=partial(prepare, large_bytes), arrange=partial(arrange, large_bytes))
+    one, thousands = [World(f"files of {size} to copy", partial(prepare, size)) for size in (large_bytes, SMALL_BYTES)]
+    large = partial(Race, unit="MB/s", world=one, arrange=partial(arrange, large_bytes))
     yield from bench.run(large("transfer-large", ours=convey, yardstick=bare, bare=copy_bare), 1, large_bytes // 10**6)
-    many = partial(Race, unit="files/s", prepare=partial(prepare, SMALL_BYTES), arrange=partial(arrange, SMALL_BYTES))
+    many = partial(Race, unit="files/s", world=thousands, arrange=partial(arrange, SMALL_BYTES))
     race = many("transfer-small", ours=convey, yardstick=bare + " of the file system", bare=copy_bare)
     yield from bench.run(race, small)
     program = rclone()

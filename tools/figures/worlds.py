@@ -14,7 +14,7 @@ from dlm.daemons.judge import Judge
 from dlm.db.engine import Database, Tx
 from dlm.rooted import MARKER
 from dlm.types import Identity
-from figures.measuring import Place
+from figures.measuring import Place, World
 
 SMALL_BYTES = 1 << 20  # content is written for files up to here only
 ACTOR = Identity(1, "bench", frozenset({"admin"}))
@@ -136,6 +136,9 @@ def dataset_at_origin(place: Place) -> None:
     with place.database.begin("bench.prepare") as tx:
         base(tx)
         files(tx, place.size)
+
+
+AT_ORIGIN = World("a dataset at origin", dataset_at_origin)
 
 
 def count(tx: Tx) -> None:
