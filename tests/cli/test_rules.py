@@ -98,6 +98,19 @@ def test_a_rule_is_changed_locked_suspended_and_ended(admin: Admin, eb: World) -
     assert admin.lines("rule", "list", "--state", "gone")[0]["id"] == rule
 
 
+def test_a_rule_is_asked_for_more_copies_and_for_fewer(admin: Admin, eb: World) -> None:
+    rule = declare(admin)
+    eb.settle()
+    assert f"rule {rule}  declared since" in admin("rule", "set", rule, "--copies", "3")
+    eb.settle()
+    assert "3 copies of 30 files" in admin("rule", "show", rule)
+    assert "1 × tier=1" in admin("rule", "set", rule, "--copies", "1")
+    eb.settle()
+    assert "surplus released: " in admin("why", rule)
+    assert [item["files"] for item in admin.lines("rule", "locks", rule)] == [30]
+    assert "4 copies asked, 3 storages match" in admin.error("rule", "set", rule, "--copies", "4", status=2)
+
+
 def test_the_same_call_with_the_same_key_makes_one_rule(admin: Admin, eb: World) -> None:
     assert declare(admin, "--idempotency-key", "k1") == declare(admin, "--idempotency-key", "k1")
     error = admin.error("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", status=1)

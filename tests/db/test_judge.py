@@ -11,7 +11,7 @@ import pytest
 
 from catalogue import Beside, wait_until_blocked
 from dlm.clock import ManualClock
-from dlm.core import files, replicas, rules
+from dlm.core import amending, files, replicas, rules
 from dlm.db.engine import Database
 from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound
 from world import DAY, SCOPE, World
@@ -222,11 +222,11 @@ def test_a_suspended_rule_rests_and_goes_on_when_resumed(world: World) -> None:
     world.many("origin", 3)
     rule = world.declare("ds", 1, "perth-a")
     with world.begin() as tx:
-        rules.update(tx, rule, {"suspended": True})
+        amending.update(tx, rule, {"suspended": True})
     world.settle()
     assert world.state(rule) == "suspended" and world.count("perth-a") == 0
     with world.begin() as tx:
-        rules.update(tx, rule, {"suspended": False})
+        amending.update(tx, rule, {"suspended": False})
     world.settle()
     assert world.state(rule) == "ok"
     world.check()

@@ -11,7 +11,7 @@ import pytest
 from catalogue import Beside
 from dlm import effects
 from dlm.clock import ManualClock
-from dlm.core import consequences, folding, rules
+from dlm.core import amending, consequences, folding
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
 from dlm.db import changes
@@ -171,7 +171,7 @@ def test_a_rule_found_ok_while_one_of_its_replicas_is_harmed_is_counted_again(wo
     rule = world.declare("ds", 1, "a")
     world.settle()
     with world.begin() as tx:
-        rules.update(tx, rule, {"comment": "look again"})
+        amending.update(tx, rule, {"comment": "look again"})
     gate = Gate("judge.place:before-commit")
     first = gate.stops(world.judge.run_once)
     turn(world, "bad")

@@ -19,12 +19,25 @@ from dlm.clock import ManualClock
 from dlm.core import consequences, folding, placing
 from dlm.core.judge import Placement
 from dlm.core.placing import Limits
-from dlm.db import changes, counting, events, filling, judging, letting_go, rules, status, storages, tracing, usage
+from dlm.db import (
+    changes,
+    counting,
+    events,
+    filling,
+    judging,
+    letting_go,
+    rules,
+    status,
+    storages,
+    surplus,
+    tracing,
+    usage,
+)
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database, Tx
 from dlm.types import ChangeKind, RuleState
 
-MODULES = (rules, judging, counting, filling, letting_go, changes, events, usage, storages, tracing, status)
+MODULES = (rules, judging, counting, surplus, filling, letting_go, changes, events, usage, storages, tracing, status)
 FEW, MANY = 10, 900
 
 
@@ -169,13 +182,14 @@ STORAGE = {
 CALLS: dict[str, Call] = {
     "rules.ensure_expressions": lambda tx, r: rules.ensure_expressions(tx, {f"e{id_}": [1] for id_ in r.files}),
     "rules.add": lambda tx, r: rules.add(tx, new_rules(r)),
-    "rules.find_standing": lambda tx, r: rules.find_standing(tx, new_rules(r)[0]),
+    "rules.find_standing": lambda tx, r: rules.find_standing(tx, *new_rules(r)[0].wish),
     "rules.with_keys": lambda tx, r: rules.with_keys(tx, r.files, [f"k{id_}" for id_ in r.files]),
     "rules.get": lambda tx, r: rules.get(tx, r.rule_uuid),
     "rules.get_many": lambda tx, r: rules.get_many(tx, r.rules),
     "rules.list_page": lambda tx, r: rules.list_page(tx, limit=r.number),
     "rules.progress": lambda tx, r: rules.progress(tx, r.of_dataset),
     "rules.locks_page": lambda tx, r: rules.locks_page(tx, r.of_dataset, (0, 0), r.number),
+    "rules.locked_storages": lambda tx, r: rules.locked_storages(tx, r.of_dataset),
     "rules.raise_requests": lambda tx, r: rules.raise_requests(tx, r.of_dataset),
     "rules.change": lambda tx, r: rules.change(tx, r.of_dataset, {"comment": "new"}),
     "rules.let_go": lambda tx, r: rules.let_go(tx, r.rules, "why"),
@@ -206,6 +220,9 @@ CALLS: dict[str, Call] = {
     "judging.wake_complete": lambda tx, r: judging.wake_complete(tx, r.rules),
     "judging.count_copies": lambda tx, r: judging.count_copies(tx, r.rules, ["available"]),
     "counting.count_by_exceptions": lambda tx, r: counting.count_by_exceptions(tx, r.rules, ["available"]),
+    "surplus.count_locks": lambda tx, r: surplus.count_locks(tx, r.rules),
+    "surplus.release_files": lambda tx, r: surplus.release_files(tx, r.of_dataset, 1, [(2, 0, "a")], 0, r.number),
+    "surplus.set_cursors": lambda tx, r: surplus.set_cursors(tx, [(id_, None) for id_ in r.rules]),
     "judging.parked_reasons": lambda tx, r: judging.parked_reasons(tx, r.rules),
     "judging.files_to_place": lambda tx, r: judging.files_to_place(tx, [r.dataset], 0, r.number),
     "judging.file_classes": lambda tx, r: judging.file_classes(tx, r.of_dataset, r.files, [2, 3]),
@@ -296,6 +313,10 @@ def after(sql: str, call: Call) -> Call:
 FREE = "DELETE FROM lock"
 RELEASED = "UPDATE lock SET is_released = true"
 FAILED = "WITH r AS (DELETE FROM request) UPDATE replica SET state = 'bad' WHERE state = 'copying'"
+SURPLUS = """WITH l AS (INSERT INTO lock (did_id, storage_id, rule_id, files, size_bytes, created_at)
+                        SELECT l.did_id, s.id, l.rule_id, l.files, l.size_bytes, l.created_at FROM lock l, storage s
+                        ON CONFLICT DO NOTHING)
+             UPDATE rule SET surplus_after = 0"""
 ENDED = "UPDATE rule SET state = 'letting_go'"
 
 # the other ways through some of them, and the judge's steps, which are made of them
@@ -311,6 +332,9 @@ WAYS: dict[str, Call] = {
     "placing.judge_due": lambda tx, r: placing.judge_due(tx, Limits(batch_rules=10**6, chunk_files=10**6)),
     "placing.judge_due without locks": after(
         FREE, lambda tx, r: placing.judge_due(tx, Limits(batch_rules=10**6, chunk_files=10**6))
+    ),
+    "placing.judge_due with surplus": after(
+        SURPLUS, lambda tx, r: placing.judge_due(tx, Limits(batch_rules=10**6, chunk_files=10**6))
     ),
     "placing.judge_due at their end": after(
         ENDED, lambda tx, r: placing.judge_due(tx, Limits(batch_rules=10**6, chunk_files=10**6))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dlm.clock import ManualClock
-from dlm.core import audit, conveyor, replicas, rules, storages, why
+from dlm.core import amending, audit, conveyor, replicas, storages, why
 from dlm.db import breakers
 from dlm.db.engine import Database
 from dlm.types import ReplicaState, RuleState
@@ -233,7 +233,7 @@ def test_a_cancelled_rule_tells_who_cancelled_it(world: World) -> None:
 def test_a_suspended_rule_tells_how_to_resume_it(world: World) -> None:
     rule = world.declare("ds", 1, "perth-a")
     with world.begin() as tx:
-        rules.update(tx, rule, {"suspended": True})
+        amending.update(tx, rule, {"suspended": True})
     world.settle()
     assert "--resume" in ask_rule(world, rule)["next"]["text"]
 

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 )
 
 from dlm.clock import ManualClock
-from dlm.core import audit, verify
+from dlm.core import amending, audit, verify
 from dlm.daemons.judge import Judge
 from dlm.db import storages
 from dlm.db.embedded import EmbeddedPostgres
@@ -147,6 +147,17 @@ class Story(RuleBasedStateMachine):
         uuid = data.draw(st.sampled_from(sorted(self.promises, key=list(self.promises).index)))
         self.world.cancel(uuid)
         del self.promises[uuid]
+
+    @precondition(lambda self: self.promises)
+    @rule(data=st.data(), copies=st.integers(1, 3))
+    def set_copies(self, data: st.DataObject, copies: int) -> None:
+        uuid = data.draw(st.sampled_from(sorted(self.promises, key=list(self.promises).index)))
+        try:
+            with self.world.begin() as tx:
+                amending.update(tx, uuid, {"copies": copies})
+        except (CannotPlace, Conflict):
+            return  # more than match; another rule asks for that; its time is over
+        self.promises[uuid].copies = copies
 
     # -- what the world does ----------------------------------------------------------------------------------------
 

@@ -218,6 +218,17 @@ def test_a_rule_is_declared_shown_changed_and_cancelled(user: Caller, dataset: s
     assert user.get(f"/events?object=rule&name={rule['id']}")["items"][0]["actor"] == "ada"
 
 
+def test_the_number_of_copies_of_a_rule_is_changed(user: Caller, dataset: str) -> None:
+    rule = user.post("/rules", wish(spread=None))
+    at = f"/rules/{rule['id']}"
+    assert user.patch(at, {"copies": "*"})["copies"] == "*"
+    assert user.patch(at, {"copies": 1})["copies"] == 1
+    standing = user.post("/rules", wish(copies=2))
+    for copies, status in ((0, 400), (True, 400), (9, 422), (2, 409)):
+        assert user.call("PATCH", at, status, json={"copies": copies}).json["field"] == "copies"
+    assert user.patch(at, {"copies": 2}, 409)["rule"] == standing["id"]
+
+
 def test_a_plan_tells_what_a_rule_would_do_and_changes_nothing(
     user: Caller, other: Caller, reader: Caller, dataset: str
 ) -> None:

@@ -200,6 +200,7 @@ def cancel_rules(session: Session, uuids: Sequence[str]) -> None:
 
 @rule.command("set")
 @click.argument("uuid", metavar="RULE")
+@click.option("--copies", type=COPIES, help="More are made; of fewer, the others go once these are verified.")
 @click.option("--lifetime", metavar="DURATION|forever", help="From now.")
 @click.option("--expires", type=MOMENT, help="Or the moment it ends.")
 @click.option("--priority", type=int, help="1 (low) to 5 (urgent).")
@@ -219,7 +220,7 @@ def set_rule(session: Session, uuid: str, lifetime: str | None, expires: str | N
         raise InvalidInput("nothing to change is named", hint="dlm-admin rule set --help")
     item = session.client.patch(named("rules", uuid), body)
     ends = "for ever" if item["expires_at"] is None else f"until {shown_moment(item['expires_at'])}"
-    words = [f"priority {item['priority']}", ends] + [word for word in ("locked", "suspended") if item[word]]
+    words = [f"{item['copies']} × {item['storages']}", f"priority {item['priority']}", ends] + [word for word in ("locked", "suspended") if item[word]]
     session.out.said(f"rule {uuid}  {item['state']} since {shown_ago(item['state_since'])}  {', '.join(words)}", item)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Row
 
 from dlm.core import expression, judge, placing
 from dlm.core.ledger import Ledger, Replan
-from dlm.core.placing import World
+from dlm.core.view import World
 from dlm.db import changes, dids, events, filling, judging, letting_go, requests, rules, storages
 from dlm.db.engine import Tx
 from dlm.types import ChangeKind, DidKind
@@ -160,7 +160,7 @@ def _release_strayed(
     tx: Tx, strayed: Sequence[tuple[int, int, int]], because: Sequence[Row[Any]], ledger: Ledger
 ) -> None:
     """Release the locks; when some of them are in use, the changes stand again, and a later fold comes back for them."""
-    if strayed and placing.release(tx, ledger, keys=strayed) < len(strayed):
+    if strayed and ledger.release(tx, keys=strayed) < len(strayed):
         for change in because:
             changes.add(tx, ChangeKind.DETACHED, did_id=change.did_id, file_ids=change.file_ids)
 

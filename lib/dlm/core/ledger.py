@@ -7,10 +7,10 @@ who holds those waits for the usage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dlm.db import usage
+from dlm.db import letting_go, usage
 from dlm.db.engine import Tx
 from dlm.errors import Transient
 
@@ -32,6 +32,17 @@ class Ledger:
         self.placed.add(storage_id)
         self.storages.add(storage_id, reserved_bytes=promised_bytes)
         self.charges.add(account_id, storage_id, size_bytes, files)
+
+    def release(
+        self, tx: Tx, *, keys: Sequence[tuple[int, int, int]] | None = None, rule_ids: Sequence[int] | None = None
+    ) -> int:
+        """Release locks, with what they reserved and were charged for; how many, without those in use; one statement."""
+        number = 0
+        for row in letting_go.release(tx, keys, rule_ids):
+            number += row.locks
+            self.storages.add(row.storage_id, reserved_bytes=-row.promised_bytes)
+            self.charges.add(row.account_id, row.storage_id, -row.bytes, -row.files)
+        return number
 
     def close(self, tx: Tx) -> None:
         """Write it all; Replan when what was placed does not fit any more; at most four statements."""

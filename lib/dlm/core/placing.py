@@ -13,12 +13,13 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
-from dlm.core import expression, judge
+from dlm.core import judge, trimming
 from dlm.core.judge import Copies, Decision, RuleView, UnitView
 from dlm.core.ledger import Ledger, Replan
-from dlm.core.placement import Budget, Present, Wish
+from dlm.core.placement import Present
 from dlm.core.sharing import FileClass, Sharing, shares
-from dlm.db import counting, dids, events, filling, judging, letting_go, rules, storages
+from dlm.core.view import World, wish_of
+from dlm.db import counting, dids, events, filling, judging, rules
 from dlm.db.engine import Tx
 from dlm.errors import InvalidInput
 from dlm.types import DidKind, Grouping, RuleState, Storage
@@ -39,36 +40,6 @@ class Limits:
     @property
     def good_states(self) -> list[str]:
         return ["available", "unverified"] if self.trust_unverified else ["available"]
-
-
-@dataclass(slots=True)
-class World:
-    """One snapshot of the storages, and the budget that decisions of this pass spend."""
-
-    storages: dict[int, Storage]
-    snapshot: expression.Snapshot
-    free_bytes: Mapping[int, int | None]
-    quota: dict[int, dict[int, int | None]]  # by account, by storage
-
-    @classmethod
-    def load(cls, tx: Tx, account_ids: Sequence[int]) -> "World":
-        """Two statements."""
-        found = storages.snapshot(tx)
-        quota: dict[int, dict[int, int | None]] = defaultdict(dict)
-        for (account_id, storage_id), left in judging.quota_left(tx, account_ids).items():
-            quota[account_id][storage_id] = left
-        return cls({s.id: s for s in found}, expression.Snapshot(found), Budget.of(found).free_bytes, quota)
-
-    def matching(self, canonical: str) -> tuple[Storage, ...]:
-        ids = expression.evaluate(expression.parse(canonical), self.snapshot)
-        return tuple(self.storages[id_] for id_ in sorted(ids))
-
-    def budget(self, account_id: int) -> Budget:
-        return Budget(self.free_bytes, self.quota[account_id])
-
-    def spent(self, account_id: int, budget: Budget) -> None:
-        self.free_bytes = budget.free_bytes
-        self.quota[account_id] = dict(budget.quota_bytes)
 
 
 @dataclass(slots=True)
@@ -97,8 +68,10 @@ def judge_due(tx: Tx, limits: Limits) -> Judged:
     rest = [row for row in batch if row.state != RuleState.LETTING_GO and not row.is_suspended]
     written = rules.set_states(tx, [(row.id, RuleState.SUSPENDED, row.reason, None) for row in suspended]) if suspended else []
     if rest:
-        messages, placed = _place(tx, rest, limits, ledger)
-        written = [*written, *_grade(tx, rest, messages, placed, limits)]
+        world = World.load(tx, sorted({row.account_id for row in rest}))
+        messages, placed = _place(tx, rest, world, limits, ledger)
+        again = trimming.trim(tx, [row for row in rest if row.surplus_after is not None], world, ledger, limits.chunk_files)
+        written = [*written, *_grade(tx, rest, messages, placed, again, limits)]
         result.locks = sum(placed.values())
     for row in written:
         result.states[row.state] = result.states.get(row.state, 0) + 1
@@ -145,9 +118,10 @@ def _affordable(claimed: Sequence[Row[Any]], chunk_files: int) -> Sequence[Row[A
     return claimed
 
 
-def _place(tx: Tx, due: Sequence[Row[Any]], limits: Limits, ledger: Ledger) -> tuple[dict[int, str], dict[int, int]]:
+def _place(
+    tx: Tx, due: Sequence[Row[Any]], world: World, limits: Limits, ledger: Ledger
+) -> tuple[dict[int, str], dict[int, int]]:
     """Write the locks that the rules miss; (why a copy is impossible, number of new locks), by rule."""
-    world = World.load(tx, sorted({row.account_id for row in due}))
     views = load(tx, [row for row in due if row.grouping != Grouping.NONE], world)
     messages: dict[int, str] = {}
     decisions = []
@@ -199,7 +173,7 @@ def load(tx: Tx, due: Sequence[Row[Any]], world: World) -> list[RuleView]:
             id=row.id,
             account_id=row.account_id,
             grouping=Grouping(row.grouping),
-            wish=_wish(row),
+            wish=wish_of(row),
             matching=matching[row.id],
             units=tuple(
                 UnitView(did, facts[did].files, facts[did].size_bytes, tuple(held[row.id, did]), present[did])
@@ -208,10 +182,6 @@ def load(tx: Tx, due: Sequence[Row[Any]], world: World) -> list[RuleView]:
         )
         for row in due
     ]
-
-
-def _wish(row: Row[Any]) -> Wish:
-    return Wish(judge.seed(row.account_id, row.did_id, row.canonical, row.copies), row.copies, row.spread, row.weight)
 
 
 def units_of(tx: Tx, due: Sequence[Row[Any]]) -> dict[int, list[int]]:
@@ -302,7 +272,7 @@ def share_out(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> P
     found = {c.least_id: c for c in judging.file_classes(tx, row.id, file_ids, ids)}
     classes = [FileClass(c.least_id, c.files, c.bytes, frozenset(c.holders), frozenset(c.held)) for c in found.values()]
     held = [world.storages[id_] for id_ in sorted({id_ for c in found.values() for id_ in c.held}) if id_ in world.storages]
-    sharing = shares(_wish(row), classes, matching, held, world.budget(row.account_id))
+    sharing = shares(wish_of(row), classes, matching, held, world.budget(row.account_id))
     world.spent(row.account_id, world.budget(row.account_id).spend(sharing))
     taken = [(found[s.class_id].holders, found[s.class_id].held, list(s.storage_ids), s.files) for s in sharing.shares]
     return Portions(file_ids, ids, sharing, taken)
@@ -328,9 +298,17 @@ def _apply_portions(tx: Tx, row: Row[Any], portions: Portions, ledger: Ledger) -
 
 
 def _grade(
-    tx: Tx, due: Sequence[Row[Any]], messages: Mapping[int, str], placed: Mapping[int, int], limits: Limits
+    tx: Tx,
+    due: Sequence[Row[Any]],
+    messages: Mapping[int, str],
+    placed: Mapping[int, int],
+    again: Mapping[int, float],
+    limits: Limits,
 ) -> Sequence[Row[Any]]:
-    """Count what needs counting and write every rule's state; the rows whose state changed; at most three statements."""
+    """Count what needs counting and write every rule's state; the rows whose state changed; at most three statements.
+
+    `again`: in how many seconds to look at the latest.
+    """
     to_count = {row.id for row in due if not placed.get(row.id)}
     counted = _count(tx, [row for row in due if row.id in to_count], limits.good_states)
     states = []
@@ -342,6 +320,8 @@ def _grade(
             delay = judge.resync_delay(row.id, limits.resync_interval_s)
         else:
             delay = timedelta(seconds=max(grade.look_again_s, judge.watch_s(row.files)))
+        if row.id in again:
+            delay = min(delay, timedelta(seconds=again[row.id]))
         states.append((row.id, grade.state, grade.reason, tx.now + delay))
     return rules.set_states(tx, states)
 
@@ -400,7 +380,7 @@ def end(tx: Tx, ending: Sequence[Row[Any]], ledger: Ledger) -> None:
     """Release the locks of rules that are let go, and close those that hold nothing any more; at most four statements."""
     if not ending:
         return
-    release(tx, ledger, rule_ids=[row.id for row in ending])
+    ledger.release(tx, rule_ids=[row.id for row in ending])
     still = rules.with_locks(tx, [row.id for row in ending])
     states = []
     for row in ending:
@@ -411,15 +391,3 @@ def end(tx: Tx, ending: Sequence[Row[Any]], ledger: Ledger) -> None:
     rules.set_states(tx, states)
     gone = [(row.id, {"state": "letting_go"}, {"state": "gone"}) for row in ending if row.id not in still]
     events.record_many(tx, "rule", "gone", gone, cause="judge")
-
-
-def release(
-    tx: Tx, ledger: Ledger, *, keys: Sequence[tuple[int, int, int]] | None = None, rule_ids: Sequence[int] | None = None
-) -> int:
-    """Release locks, with what they reserved and were charged for; how many, without those in use; one statement."""
-    number = 0
-    for row in letting_go.release(tx, keys, rule_ids):
-        number += row.locks
-        ledger.storages.add(row.storage_id, reserved_bytes=-row.promised_bytes)
-        ledger.charges.add(row.account_id, row.storage_id, -row.bytes, -row.files)
-    return number

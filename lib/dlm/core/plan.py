@@ -17,8 +17,8 @@ from sqlalchemy.engine import Row
 
 from dlm.core import conveyor, judge, placing, rules
 from dlm.core.placement import Rejection
-from dlm.core.placing import World
 from dlm.core.rules import Declaration
+from dlm.core.view import World
 from dlm.db import judging
 from dlm.db.engine import Tx
 from dlm.errors import InvalidInput

@@ -1,4 +1,5 @@
-"""Use cases around rules: declare, look at, change and end them. What a rule needs is the judge's to find out."""
+"""Use cases around rules: declare, look at and end them (change: core/amending.py). What a rule needs is the judge's to
+find out."""
 
 from __future__ import annotations
 
@@ -27,7 +28,6 @@ MAX_COMMENT = 1000
 MAX_LIFETIME_S = 1000 * 366 * 86_400
 MAX_KEY = 200
 OVER = "name a later end; to end a rule now: dlm-admin rule cancel RULE"
-CHANGEABLE = ("expires_at", "lifetime_s", "priority", "comment", "suspended", "locked", "activity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def declare(tx: Tx, wishes: Sequence[Declaration]) -> list[DeclaredRule]:
     """
     names.check_batch(len(wishes), "rules")
     for index, wish in enumerate(wishes):
-        _check(wish, _field(wishes, index))
+        check_wish(wish, _field(wishes, index))
     accounts = {name: get_account(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
     for name in accounts:
         authorize(tx.actor, "rule.add", owner=name)
@@ -78,7 +78,7 @@ def declare(tx: Tx, wishes: Sequence[Declaration]) -> list[DeclaredRule]:
     if (before := _made_before(tx, wishes, owners, calls)) is not None:
         return before  # asked first: what was true when they were made need not be true for the retry
     for index, wish in enumerate(wishes):
-        _check_end(tx, wish.expires_at, f"{_field(wishes, index)}expires_at")
+        check_end(tx, wish.expires_at, f"{_field(wishes, index)}expires_at")
     prepared = _prepare(tx, wishes, owners, calls)
     made = rules.add(tx, prepared)
     if None in made:
@@ -96,7 +96,7 @@ def _field(wishes: Sequence[Declaration], index: int) -> str:
     return f"rules[{index}]." if len(wishes) > 1 else ""
 
 
-def _check(wish: Declaration, at: str) -> None:
+def check_wish(wish: Declaration, at: str) -> None:
     """Refuse what no catalogue is needed to refuse."""
     if wish.copies is not None and not 1 <= wish.copies <= MAX_COPIES:
         raise InvalidInput(f"copies is {wish.copies}", field=f"{at}copies", hint=f"1 to {MAX_COPIES}, or '*' for all that match")
@@ -121,7 +121,7 @@ def _check(wish: Declaration, at: str) -> None:
     names.check_text(wish.activity, f"{at}activity", required=True)
 
 
-def _check_end(tx: Tx, expires_at: datetime | None, at: str) -> None:
+def check_end(tx: Tx, expires_at: datetime | None, at: str) -> None:
     """Refuse an end that is over: the promise would be lost without a word."""
     if expires_at is not None and expires_at <= tx.now:
         raise InvalidInput(f"{expires_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {tx.now:%Y-%m-%dT%H:%M:%SZ}", field=at, hint=OVER)
@@ -150,7 +150,7 @@ def _prepare(tx: Tx, wishes: Sequence[Declaration], owners: Sequence[int], calls
         parsed = expression.parse(wish.storages, f"{at}storages")
         ids = expression.evaluate(parsed, snapshot)
         check_matches(wish, parsed, ids, snapshot, at)
-        _check_quota(wish, row, ids, {k[1]: v for k, v in quota.items() if k[0] == owners[index]}, at)
+        check_quota(wish, row, ids, {k[1]: v for k, v in quota.items() if k[0] == owners[index]}, at)
         source = None
         if wish.sources is not None:
             parsed_source = expression.parse(wish.sources, f"{at}sources")
@@ -236,7 +236,7 @@ def _domain(storage: Storage, key: str) -> str | None:
     return getattr(storage, key) if key in DOMAINS else storage.attributes.get(key)
 
 
-def _check_quota(wish: Declaration, did: Row[Any], ids: frozenset[int], left: Mapping[int, int], at: str) -> None:
+def check_quota(wish: Declaration, did: Row[Any], ids: frozenset[int], left: Mapping[int, int], at: str) -> None:
     roomy = [id_ for id_ in ids if left.get(id_) is None or left[id_] >= did.size_bytes > -1 and left[id_] > 0]
     wanted = len(ids) if wish.copies is None else wish.copies
     if len(roomy) < wanted:
@@ -255,7 +255,7 @@ def _refuse_standing(
     at = _field(wishes, index)
     if new[index].wish in [rule.wish for rule in new[:index]]:
         raise Conflict("the same rule stands twice in this call", field=f"{at}did")
-    standing = rules.find_standing(tx, new[index])
+    standing = rules.find_standing(tx, *new[index].wish)
     if standing is None:
         raise Transient("another call declared or ended this rule meanwhile", hint="declare it again")
     differs = _differences(rules.get(tx, standing.uuid), new[index])
@@ -411,52 +411,6 @@ def history(tx: Tx, uuid: str, page: Page = names.FIRST_PAGE) -> tuple[list[dict
 
 
 # --- changing and ending ---------------------------------------------------------------------------------------
-
-
-def update(tx: Tx, uuid: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Change lifetime, priority, comment, activity, the lock against cancelling, or suspend and resume; three or four statements."""
-    for key in wanted:
-        if key not in CHANGEABLE:
-            raise InvalidInput(f"{key} cannot be changed", field=key, hint=f"what can: {', '.join(CHANGEABLE)}")
-    row = require(tx, uuid, hold=True)
-    authorize(tx.actor, "rule.update", owner=row.account)
-    if row.state in (RuleState.LETTING_GO, RuleState.GONE):
-        raise Conflict(f"rule {uuid} has ended", field="rule", hint="declare it again")
-    values = _new_values(tx, wanted)
-    if not values:
-        return get(tx, uuid)
-    if values.get("is_suspended") is False and row.is_suspended:
-        values["state"] = RuleState.DECLARED.value
-    rules.change(tx, row.id, values)
-    if "priority" in values:
-        rules.raise_requests(tx, row.id)
-    before = {name: getattr(row, name) for name in values if hasattr(row, name)}
-    events.record(tx, "rule", row.id, "changed", before=_plain(before), after=_plain(values))
-    changes.wake(tx, "judge")
-    return get(tx, uuid)
-
-
-def _new_values(tx: Tx, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns to set; every value checked."""
-    probe = Declaration(
-        did="", copies=1, storages="", priority=wanted.get("priority", 3), comment=wanted.get("comment"),
-        lifetime_s=wanted.get("lifetime_s"), expires_at=wanted.get("expires_at"), activity=wanted.get("activity", "default"),
-    )  # fmt: skip
-    _check(probe, "")
-    _check_end(tx, wanted.get("expires_at"), "expires_at")
-    values: dict[str, Any] = {name: wanted[name] for name in ("priority", "comment", "expires_at", "activity") if name in wanted}
-    if "lifetime_s" in wanted:
-        lifetime = wanted["lifetime_s"]
-        values["expires_at"] = None if lifetime is None else tx.now + timedelta(seconds=lifetime)
-    if "suspended" in wanted:
-        values["is_suspended"] = bool(wanted["suspended"])
-    if "locked" in wanted:
-        values["is_locked"] = bool(wanted["locked"])
-    return values
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
 
 
 def cancel(tx: Tx, uuid: str) -> None:

@@ -281,6 +281,10 @@ def _happened(event: Row[Any]) -> Step:
     if event.action == "placed" and "chosen" in facts:
         rejected = "; ".join(f"{name}: {reason}" for name, reason in sorted(facts.get("rejected", {}).items())[:10])
         return _step("decided", event.at, f"chosen {' '.join(facts['chosen'])}" + (f"; not {rejected}" if rejected else ""), **facts)
+    if event.action == "surplus":
+        released = ", ".join(f"{name} ({reason})" for name, reason in sorted(facts["released"].items())[:10])
+        kept = f"; kept {' '.join(facts['kept'][:10])}" if facts.get("kept") else ""
+        return _step("decided", event.at, f"surplus released: {released}{kept}", **facts)
     if event.action == "placed":
         return _step("decided", event.at, f"{facts.get('files')} files were shared out", **facts)
     reason = f": {facts['reason']}" if facts.get("reason") else ""

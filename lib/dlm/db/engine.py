@@ -156,6 +156,7 @@ _CONSTRAINTS: dict[str, DlmError] = {
     "uq_storage_name": Conflict("a storage of this name exists already", field="name"),
     "uq_account_name": Conflict("an account of this name exists already", field="name"),
     "uq_did_scope_id_name": Conflict("this DID exists already; names are never used twice", field="name"),
+    "uq_rule_live": Conflict("another rule asks for this already", field="copies", hint="see: dlm-admin rule list --did DID"),
     "uq_protocol_storage_id_scheme": Conflict("the storage has a protocol of this scheme already", field="scheme"),
 }
 _PASSING = ("40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53")  # and class 08, and no SQLSTATE at all

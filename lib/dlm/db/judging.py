@@ -13,7 +13,8 @@ from dlm.db.engine import Tx
 _RULE = """
     r.id, r.did_id, d.kind, d.files, d.size_bytes, r.account_id, r.copies, e.id AS expression_id, e.canonical, e.storage_ids,
     r.grouping, r.spread, r.weight, r.state, r.reason, r.is_suspended, r.priority,
-    CASE WHEN r.grouping = 'none' AND r.state = 'impossible' THEN coalesce(r.place_after, 0) ELSE r.place_after END AS place_after"""
+    CASE WHEN r.grouping = 'none' AND r.state = 'impossible' THEN coalesce(r.place_after, 0) ELSE r.place_after END AS place_after,
+    r.surplus_after"""
 
 
 def claim_rules(tx: Tx, limit: int) -> Sequence[Row[Any]]:

@@ -281,8 +281,7 @@ rule = Table(
     Column("priority", sa.SmallInteger, CheckConstraint("priority BETWEEN 1 AND 5", name="priority"), nullable=False, server_default=sa.text("3")),
     Column("activity", Text, nullable=False, server_default="default"),
     Column("comment", Text),
-    Column("is_locked", Boolean, nullable=False, server_default=_false),
-    Column("is_suspended", Boolean, nullable=False, server_default=_false),
+    *[Column(name, Boolean, nullable=False, server_default=_false) for name in ("is_locked", "is_suspended")],
     Column("idempotency_key", Text),
     Column("wish_digest", BYTEA),  # with a key: SHA-256 of all that was asked with it
     _at("created_at", nullable=False),
@@ -290,6 +289,7 @@ rule = Table(
     _at("expires_at"),
     _at("next_judge_at"),  # null: nothing to do until a change or the resync says so; only `ok`, `suspended`, `gone` may rest
     Column("place_after", BigInteger),  # grouping none: files up to this id have their locks (null: all have)
+    Column("surplus_after", BigInteger),  # locks beyond `copies` are to be released, of files beyond this id (null: none are)
     Index("ix_rule_next_judge_at", "next_judge_at", "id", postgresql_where=sa.text("next_judge_at IS NOT NULL")),
     Index("ix_rule_expires_at", "expires_at", postgresql_where=sa.text("expires_at IS NOT NULL AND state NOT IN ('letting_go', 'gone')")),
     Index("ix_rule_did_id", "did_id", postgresql_where=sa.text("state <> 'gone'")),

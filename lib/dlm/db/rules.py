@@ -16,6 +16,7 @@ LIVE = "('declared', 'waiting_approval', 'suspended', 'impossible', 'stuck', 're
 
 _SHOWN = """
     r.id, r.uuid, r.did_id, sc.name AS scope, d.name AS name, d.kind, d.files, d.size_bytes, a.name AS account, r.copies,
+    r.account_id, r.expression_id, r.surplus_after,
     e.canonical AS storages, se.canonical AS sources, r.grouping, r.spread, r.weight, r.state, r.reason, r.priority, r.activity,
     r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.expires_at, r.next_judge_at"""
 _FROM = """
@@ -113,16 +114,16 @@ def with_keys(tx: Tx, account_ids: Sequence[int], keys: Sequence[str | None]) ->
     return [made.get(asked) for asked in zip(account_ids, keys, strict=True)]
 
 
-def find_standing(tx: Tx, rule: NewRule) -> Row[Any] | None:
-    """The live rule that has this wish already, or None; one statement."""
+def find_standing(tx: Tx, did_id: int, account_id: int, expression_id: int, copies: int) -> Row[Any] | None:
+    """The live rule that has this wish already (copies 0: all that match), or None; one statement."""
     return tx.one(
         f"""SELECT uuid FROM rule
              WHERE did_id = %(did)s AND account_id = %(account)s AND expression_id = %(expression)s
                AND coalesce(copies, 0) = %(copies)s AND state IN {LIVE}""",
-        did=rule.did_id,
-        account=rule.account_id,
-        expression=rule.expression_id,
-        copies=rule.copies or 0,
+        did=did_id,
+        account=account_id,
+        expression=expression_id,
+        copies=copies,
     )
 
 
@@ -196,6 +197,11 @@ def locks_page(tx: Tx, rule_id: int, after: tuple[int, int], limit: int) -> Sequ
     )
 
 
+def locked_storages(tx: Tx, rule_id: int) -> Sequence[Row[Any]]:
+    """(storage_id) where the rule holds anything; one statement."""
+    return tx.rows("SELECT DISTINCT storage_id FROM lock WHERE rule_id = %(id)s AND NOT is_released ORDER BY 1", id=rule_id)
+
+
 def raise_requests(tx: Tx, rule_id: int) -> None:
     """Give the rule's waiting requests the highest priority of the rules that hold them; one statement."""
     tx.run(
@@ -219,6 +225,7 @@ def raise_requests(tx: Tx, rule_id: int) -> None:
 def change(tx: Tx, rule_id: int, values: Mapping[str, Any]) -> None:
     """Set columns of one rule and have it judged again; the caller names only columns of the schema; one statement."""
     columns = ", ".join(f"{name} = %({name})s" for name in values)
+    columns += ", state_since = %(now)s" if "state" in values else ""
     tx.run(f"UPDATE rule SET {columns}, next_judge_at = %(now)s WHERE id = %(id)s", id=rule_id, **values)
 
 

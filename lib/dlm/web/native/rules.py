@@ -7,7 +7,7 @@ from typing import Any
 from flask import g, request
 from marshmallow import Schema, ValidationError, fields, validate
 
-from dlm.core import plan, rules
+from dlm.core import amending, plan, rules
 from dlm.core.names import MAX_BATCH
 from dlm.types import Grouping, RuleState
 from dlm.web.access import permission
@@ -63,6 +63,7 @@ class RulesBody(Schema):
 
 
 class RuleChange(Schema):
+    copies = Copies()
     expires_at = Moment(allow_none=True)
     lifetime_s = Number(0, LIFETIME_S, allow_none=True, metadata={"description": "from now; null: for ever"})
     priority = Whole(1, 5)
@@ -228,10 +229,10 @@ def show_rule(rule: str) -> dict[str, Any]:
 @blp.arguments(RuleChange)
 @blp.answers(RuleDetails)
 def update_rule(body: dict[str, Any], rule: str) -> dict[str, Any]:
-    """Change a rule's lifetime, priority, comment, activity; suspend and resume; lock and unlock"""
+    """Change a rule's copies, lifetime, priority, comment, activity; suspend and resume; lock and unlock"""
     with begin("rule.update") as tx:
         own(rules.require(tx, rule).account)
-        return rules.update(tx, rule, body)
+        return amending.update(tx, rule, body)
 
 
 @blp.route("/<rule>", methods=["DELETE"])

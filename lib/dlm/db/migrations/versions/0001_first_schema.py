@@ -306,6 +306,7 @@ CREATE TABLE rule (
     expires_at TIMESTAMP WITH TIME ZONE,
     next_judge_at TIMESTAMP WITH TIME ZONE,
     place_after BIGINT,
+    surplus_after BIGINT,
     CONSTRAINT pk_rule PRIMARY KEY (id),
     CONSTRAINT uq_rule_uuid UNIQUE (uuid),
     CONSTRAINT fk_rule_did_id FOREIGN KEY(did_id) REFERENCES did (id),

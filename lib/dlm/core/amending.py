@@ -1,0 +1,113 @@
+"""Changing rules that stand: how long, how urgent, suspended or not, and how many copies.
+
+More copies are placed by the judge as a new rule's are. Fewer: it first makes sure that those that stay are complete,
+then releases the others (core/trimming.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm.core import expression, rules
+from dlm.core.authorize import authorize
+from dlm.db import changes, events, judging, storages
+from dlm.db import rules as rows
+from dlm.db.engine import Tx
+from dlm.errors import Conflict, InvalidInput, QuotaExceeded
+from dlm.types import Grouping, RuleState
+
+CHANGEABLE = ("copies", "expires_at", "lifetime_s", "priority", "comment", "suspended", "locked", "activity")
+
+
+def update(tx: Tx, uuid: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Change copies, lifetime, priority, comment, activity, the lock against cancelling, or suspend and resume.
+
+    Three or four statements, with `copies` seven more. More copies are refused as at declaration (CannotPlace,
+    QuotaExceeded, and Conflict naming the rule that has this wish).
+    """
+    for key in wanted:
+        if key not in CHANGEABLE:
+            raise InvalidInput(f"{key} cannot be changed", field=key, hint=f"what can: {', '.join(CHANGEABLE)}")
+    row = rules.require(tx, uuid, hold=True)
+    authorize(tx.actor, "rule.update", owner=row.account)
+    if row.state in (RuleState.LETTING_GO, RuleState.GONE):
+        raise Conflict(f"rule {uuid} has ended", field="rule", hint="declare it again")
+    values = _new_values(tx, row, wanted)
+    if not values:
+        return rules.get(tx, uuid)
+    if values.get("is_suspended") is False and row.is_suspended:
+        values["state"] = RuleState.DECLARED.value
+    rows.change(tx, row.id, values)
+    if "priority" in values:
+        rows.raise_requests(tx, row.id)
+    before = {name: getattr(row, name) for name in values if hasattr(row, name)}
+    events.record(tx, "rule", row.id, "changed", before=_plain(before), after=_plain(values))
+    changes.wake(tx, "judge")
+    return rules.get(tx, uuid)
+
+
+def _new_values(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns to set; every value checked."""
+    probe = rules.Declaration(
+        did="", copies=wanted.get("copies"), storages="", priority=wanted.get("priority", 3), comment=wanted.get("comment"),
+        lifetime_s=wanted.get("lifetime_s"), expires_at=wanted.get("expires_at"), activity=wanted.get("activity", "default"),
+    )  # fmt: skip
+    rules.check_wish(probe, "")
+    rules.check_end(tx, wanted.get("expires_at"), "expires_at")
+    values: dict[str, Any] = {name: wanted[name] for name in ("priority", "comment", "expires_at", "activity") if name in wanted}
+    if "lifetime_s" in wanted:
+        lifetime = wanted["lifetime_s"]
+        values["expires_at"] = None if lifetime is None else tx.now + timedelta(seconds=lifetime)
+    if "suspended" in wanted:
+        values["is_suspended"] = bool(wanted["suspended"])
+    if "locked" in wanted:
+        values["is_locked"] = bool(wanted["locked"])
+    if "copies" in wanted and wanted["copies"] != row.copies:
+        values |= _new_copies(tx, row, wanted["copies"])
+    return values
+
+
+def _new_copies(tx: Tx, row: Row[Any], copies: int | None) -> dict[str, Any]:
+    """The columns that another number of copies sets. An `ok` rule is declared again: it was ok for fewer."""
+    standing = rows.find_standing(tx, row.did_id, row.account_id, row.expression_id, copies or 0)
+    if standing is not None:
+        way = f"look at it: dlm-admin rule show {standing.uuid}"
+        raise Conflict(f"rule {standing.uuid} asks for this already", field="copies", hint=way, rule=standing.uuid)
+    if row.copies is None or copies is not None and copies < row.copies:
+        return {"copies": copies, "surplus_after": 0}
+    _check_more(tx, row, copies)
+    values: dict[str, Any] = {"copies": copies}
+    if copies is None:
+        values["surplus_after"] = None
+    if row.grouping == Grouping.NONE:
+        values["place_after"] = 0
+    if row.state == RuleState.OK:
+        values["state"] = RuleState.DECLARED.value
+    return values
+
+
+def _check_more(tx: Tx, row: Row[Any], copies: int | None) -> None:
+    """Refuse more copies than match, or than the account's limit leaves room for besides those it holds."""
+    wish = rules.Declaration(did="", copies=copies, storages=row.storages, spread=row.spread)
+    snapshot = expression.Snapshot(storages.snapshot(tx))
+    parsed = expression.parse(row.storages)
+    ids = expression.evaluate(parsed, snapshot)
+    rules.check_matches(wish, parsed, ids, snapshot)
+    left = {storage: size for (_, storage), size in judging.quota_left(tx, [row.account_id]).items()}
+    held = {lock.storage_id for lock in rows.locked_storages(tx, row.id)}
+    roomy = [id_ for id_ in ids - held if left.get(id_) is None or left[id_] >= max(1, row.size_bytes)]
+    wanted = len(ids | held) if copies is None else copies
+    if len(held) + len(roomy) < wanted:
+        raise QuotaExceeded(
+            f"{row.size_bytes:,} bytes for each of {wanted} copies: the account's limit leaves room for {len(held) + len(roomy)}",
+            field="copies",
+            hint="see: dlm-admin account usage",
+        )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
