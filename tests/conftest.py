@@ -6,11 +6,13 @@ Workers only start it: `EmbeddedPostgres.start` is safe to call from many proces
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import itertools
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    # A worker ends before the server that it started, which the controller stops: no leak to warn of.
+    atexit.register(warnings.simplefilter, "ignore", ResourceWarning)
     if not hasattr(config, "workerinput"):
         remove(Path(os.environ[DIRECTORY]))
 
