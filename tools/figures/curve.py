@@ -1,4 +1,4 @@
-"""`curve`: the time per file at 1 k, 10 k, 100 k and 1 M files, for the picture of the reference; each measured once."""
+"""`curve`: the time per file at 1 k, 10 k, 100 k and 1 M files, for the picture of the reference; each once."""
 
 from __future__ import annotations
 

@@ -14,10 +14,17 @@ PREFIX = "curve "
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 150, 56, 56
 LABEL_PX = 17  # between two labels at the right
-COLOURS = (("#0b6bcb", "#6cb6ff"), ("#b3401a", "#ff9d76"), ("#1a7f37", "#6fdd8b"), ("#8250df", "#d2a8ff"), ("#8a6100", "#e3b341"))
+COLOURS = (
+    ("#0b6bcb", "#6cb6ff"),
+    ("#b3401a", "#ff9d76"),
+    ("#1a7f37", "#6fdd8b"),
+    ("#8250df", "#d2a8ff"),
+    ("#8a6100", "#e3b341"),
+)
 STYLE = """
   .paper { fill: #ffffff } .ink { fill: #1f2328 } .soft { fill: #59636e } .grid { stroke: #d1d9e0; stroke-width: 1 }
-  text { font: 13px system-ui, sans-serif } .title { font-size: 15px; font-weight: 600 } .line { fill: none; stroke-width: 2.2 }
+  text { font: 13px system-ui, sans-serif } .title { font-size: 15px; font-weight: 600 }
+  .line { fill: none; stroke-width: 2.2 }
 """
 DARK = ".paper { fill: #0d1117 } .ink { fill: #f0f6fc } .soft { fill: #9198a1 } .grid { stroke: #3d444d }"
 
@@ -39,13 +46,18 @@ def svg(series: Series) -> str:
     """The picture of µs per file against files, one line each."""
     axes = Axes(series)
     parts = [*_frame(axes), *_lines(axes, series)]
-    dark = "\n".join([DARK, *(f".c{i} {{ stroke: {dark} }} .f{i} {{ fill: {dark} }}" for i, (_, dark) in enumerate(COLOURS))])
-    light = "\n".join(f".c{i} {{ stroke: {light} }} .f{i} {{ fill: {light} }}" for i, (light, _) in enumerate(COLOURS))
+    light, dark = [_colours(shade) for shade in zip(*COLOURS, strict=True)]
+    box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
     told = "Time per file against the number of files: " + ", ".join(series)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">\n'
-        f"<style>{STYLE}{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}</style>\n" + "\n".join(parts) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img" aria-label="{escape(told)}">\n'
+        f"<style>{STYLE}{light}\n@media (prefers-color-scheme: dark) {{ {DARK}\n{dark} }}</style>\n"
+        + "\n".join([*parts, "</svg>\n"])
     )
+
+
+def _colours(shade: Sequence[str]) -> str:
+    return "\n".join(f".c{i} {{ stroke: {colour} }} .f{i} {{ fill: {colour} }}" for i, colour in enumerate(shade))
 
 
 class Axes:
@@ -59,7 +71,8 @@ class Axes:
     def at(self, x: float, y: float) -> tuple[float, float]:
         across = (math.log10(x) - self.x[0]) / (self.x[1] - self.x[0])
         up = (math.log10(y) - self.y[0]) / (self.y[1] - self.y[0])
-        return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1)
+        width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+        return round(LEFT + across * width, 1), round(HEIGHT - BOTTOM - up * height, 1)
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:
@@ -80,7 +93,8 @@ def _frame(axes: Axes) -> Iterator[str]:
         _, y = axes.at(10 ** axes.x[0], 10**power)
         yield f'<line class="grid" x1="{left}" y1="{y}" x2="{right}" y2="{y}"/>'
         yield f'<text class="soft" x="{left - 8}" y="{y + 4}" text-anchor="end">{10.0**power:g} µs</text>'
-    yield f'<text class="soft" x="{(left + right) / 2}" y="{HEIGHT - 12}" text-anchor="middle">files in the dataset</text>'
+    middle = (left + right) / 2
+    yield f'<text class="soft" x="{middle}" y="{HEIGHT - 12}" text-anchor="middle">files in the dataset</text>'
 
 
 def _short(number: int) -> str:

@@ -42,6 +42,4 @@ def place_bare(place: Place) -> None:
                SELECT child_id, s, size_bytes, %(now)s, %(now)s, 3
                  FROM attachment, unnest(ARRAY[1, 2]) s ORDER BY 1, 2"""
         )
-        tx.run(
-            "UPDATE storage_usage SET reserved_bytes = 1000 * %(n)s WHERE storage_id IN (1, 2)", n=place.size
-        )
+        tx.run("UPDATE storage_usage SET reserved_bytes = 1000 * %(n)s WHERE storage_id IN (1, 2)", n=place.size)

@@ -1,7 +1,7 @@
 """`judges`: one, two and four judge processes on many datasets, each with a rule of 2 copies, nothing there.
 
-Beside each the same work by as many connections of bare SQL at once: on a machine of two cores that the database shares,
-the cores are the limit, and what counts is how much of the yardstick's own gain the judges have.
+Beside each the same work by as many connections of bare SQL at once: on a machine of two cores that the database
+shares, the cores are the limit, and what counts is how much of the yardstick's own gain the judges have.
 """
 
 from __future__ import annotations

@@ -29,6 +29,10 @@ LARGE_BYTES = 64 << 20  # a database up to here is copied through the log, which
 PRELOADED = ["dlm.daemons.judge", "dlm.daemons.conveyor", "dlm.daemons.reaper", "dlm.core.verify"]
 
 
+class CannotMeasure(Exception):
+    """What a figure needs is not here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One line of the result; the yardstick does the same in the same run. ratio > 1: dlm is ahead."""
@@ -80,7 +84,7 @@ class World:
 class Race:
     """The same work done by dlm and by its yardstick, on copies of one world, each of which `arrange` makes ready.
 
-    A unit that ends in "/s" is a rate, "s", "ms" or "µs/file" a time for `n` units of work; others are taken as measured.
+    A unit that ends in "/s" is a rate, "s", "ms" or "µs/file" a time for `n` units of work; others are as measured.
     """
 
     figure: str

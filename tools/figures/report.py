@@ -20,13 +20,13 @@ HEADER = (
 def line(figure: Figure) -> str:
     """A figure for people."""
     f = figure
-    told = [verdict(f)] if verdict(f) else []
-    told += [f"({f.yardstick})"] if f.yardstick_value else []
+    bare, ratio, beside = "–", "–", ""
+    if f.yardstick_value:
+        bare, ratio, beside = _number(f.yardstick_value), f"{f.ratio:.2f}", f"({f.yardstick})"
     return (
-        f"{f.figure:<38}{_number(f.value):>11}{_number(f.yardstick_value) if f.yardstick_value else '–':>11}  {f.unit:<11}"
-        f"{f'{f.ratio:.2f}' if f.yardstick_value else '–':>6}{f.n:>11,}{f.peak_rss_mb:>5.0f}{f.statements:>8,}{f.runs:>5}"
-        f"  {' '.join(told)}"
-    )
+        f"{f.figure:<38}{_number(f.value):>11}{bare:>11}  {f.unit:<11}{ratio:>6}{f.n:>11,}{f.peak_rss_mb:>5.0f}"
+        f"{f.statements:>8,}{f.runs:>5}  {' '.join(filter(None, (verdict(f), beside)))}"
+    ).rstrip()
 
 
 def _number(value: float) -> str:
@@ -74,7 +74,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Figure], dict[str, float]]:
 def markdown(path: Path) -> str:
     """The table of all figures in a file of JSON lines, with the machine above and the seconds below."""
     run, figures, took_s = read(path)
-    head = f"{run['run']}, {run['machine']}, PostgreSQL {run['postgresql']}, load {run['load']} at the start.\n\n" if run else ""
+    head = "{run}, {machine}, PostgreSQL {postgresql}, load {load} at the start.\n\n".format(**run) if run else ""
     table = "| figure | n | dlm | yardstick | ratio | goal |\n|---|--:|--:|--:|--:|---|\n"
     return head + table + "\n".join(map(_row, figures)) + "\n" + _seconds(took_s)
 
@@ -91,7 +91,8 @@ def _seconds(took_s: Mapping[str, float]) -> str:
     if not took_s:
         return ""
     each = " · ".join(f"{name} {seconds:,.0f}" for name, seconds in took_s.items())
-    return f"\nSeconds that each took, worlds, yardsticks and checks included: {each}; together {sum(took_s.values()):,.0f}.\n"
+    whole = sum(took_s.values())
+    return f"\nSeconds that each took, worlds, yardsticks and checks included: {each}; together {whole:,.0f}.\n"
 
 
 def missed(figures: Iterable[Figure]) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dlm.db.embedded import EmbeddedPostgres
 from figures import drawing, report
-from figures.measuring import Bench, Figure, make_template, query
+from figures.measuring import Bench, CannotMeasure, Figure, make_template, query
 
 # In an order in which worlds that several measure on are made once.
 FIGURES = (
@@ -95,11 +95,13 @@ def main(arguments: list[str]) -> int:
 def _begin(options: argparse.Namespace, dsn: str) -> None:
     """Say on what machine this is, and how the columns are to be read."""
     load = f"{os.getloadavg()[0]:.1f}"
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_implementation()} {platform.python_version()}"
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {python}"
     postgresql = str(query(dsn, "SHOW server_version"))
     facts = {"machine": machine, "postgresql": postgresql, "load": load, "files": options.files}
     report.append(options.json, {"run": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", **facts})
-    print(f"{machine}, PostgreSQL {postgresql}, load {load} at the start; --files {options.files:,}\n\n{report.HEADER}", flush=True)
+    print(f"{machine}, PostgreSQL {postgresql}, load {load} at the start; --files {options.files:,}\n")
+    print(report.HEADER, flush=True)
 
 
 def _measure(bench: Bench, options: argparse.Namespace) -> int:
@@ -117,7 +119,8 @@ def _measure(bench: Bench, options: argparse.Namespace) -> int:
                 print(report.line(figure), flush=True)
         except Exception as error:  # noqa: BLE001  whatever ends one figure, the others are measured
             failed.append(name)
-            traceback.print_exc()
+            if not isinstance(error, CannotMeasure):
+                traceback.print_exc()
             print(f"{name:<38}could not be measured: {error}", flush=True)
         took_s[name] = round(time.monotonic() - start, 1)
     report.append(options.json, {"took_s": took_s})
@@ -135,12 +138,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/bench", description="Measure dlm beside bare yardsticks.")
     names = f"of {', '.join(FIGURES)}; default all. By hand: {' and '.join(BY_HAND)}"
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=names)
-    parser.add_argument("--files", type=int, default=100_000, help="the middle size, default 100,000; of scale the only one")
+    parser.add_argument("--files", type=int, default=100_000, help="the middle size (scale: the only), default 100,000")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each, of which the median counts (default 3)")
     parser.add_argument("--json", type=Path, help="append one JSON line per figure to this file")
     parser.add_argument("--dsn", help="a server on which databases may be made; without it one is started")
-    parser.add_argument("--dir", type=Path, default=Path("/tmp"), help="where its data and the files to copy stand (default /tmp)")
-    parser.add_argument("--table", type=Path, metavar="JSON", help="measure nothing: print such a file as a markdown table")
+    parser.add_argument(
+        "--dir", type=Path, default=Path("/tmp"), help="where data and files to copy stand (default /tmp)"
+    )
+    parser.add_argument("--table", type=Path, metavar="JSON", help="measure nothing: print such a file as markdown")
     parser.add_argument("--draw", type=Path, metavar="JSON", help="measure nothing: draw the curve of such a file")
     parser.add_argument("--svg", type=Path, default=drawing.PICTURE, help="where curve and --draw write the picture")
     options = parser.parse_args(arguments)

