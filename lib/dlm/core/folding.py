@@ -22,6 +22,7 @@ from dlm.db.engine import Tx
 from dlm.types import ChangeKind, DidKind
 
 Pairs = list[tuple[int, int]]  # (file, storage)
+MOST_FILES = 100_000  # that changes taken together may tell of
 
 
 class Facts:
@@ -56,7 +57,7 @@ def _files(*pairs: Pairs) -> set[int]:
 
 def fold(tx: Tx, limit: int, undo_window_s: float) -> tuple[int, bool]:
     """Take changes from the queue and carry out what follows from them; (changes, whether more wait)."""
-    claimed = changes.claim(tx, limit)
+    claimed = changes.claim(tx, limit, MOST_FILES)
     if not claimed:
         return 0, False
     facts, ledger = Facts(tx, claimed), Ledger()
@@ -74,7 +75,7 @@ def fold(tx: Tx, limit: int, undo_window_s: float) -> tuple[int, bool]:
     if facts.has_storages and requests.wake_waiting(tx):
         changes.wake(tx, "conveyor")
     _place_single_files(tx, others.none, facts.came, ledger)
-    return len(claimed), len(claimed) == limit
+    return len(claimed), len(claimed) == limit or sum(len(row.file_ids or ()) for row in claimed) >= MOST_FILES
 
 
 # --- locks -----------------------------------------------------------------------------------------------------

@@ -64,17 +64,24 @@ def add_by_storage(tx: Tx, kind: ChangeKind, files: Sequence[tuple[int, int]]) -
     wake(tx, "judge")
 
 
-def claim(tx: Tx, limit: int) -> Sequence[Row[Any]]:
-    """Take up to `limit` change rows out of the queue, oldest first; none while another folds; one statement.
+def claim(tx: Tx, limit: int, files: int) -> Sequence[Row[Any]]:
+    """Take change rows out of the queue, oldest first; none while another folds; one statement.
 
-    The rows are deleted in this transaction: if it fails they stand again, if it commits their consequences stand.
+    Up to `limit` rows, and none beyond the one with which they tell of `files` files: what a judge holds in memory is
+    bounded, however much was registered while none ran. The rows are deleted in this transaction: if it fails they
+    stand again, if it commits their consequences stand.
     """
     return tx.rows(
         """DELETE FROM change WHERE id = ANY (ARRAY(
-               SELECT id FROM change WHERE (SELECT pg_try_advisory_xact_lock(%(key)s))
-                ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+               SELECT id FROM (
+                   SELECT id, sum(coalesce(cardinality(file_ids), 0)) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING
+                                                                              AND 1 PRECEDING) AS before
+                     FROM (SELECT id, file_ids FROM change WHERE (SELECT pg_try_advisory_xact_lock(%(key)s))
+                            ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) oldest) counted
+                WHERE coalesce(before, 0) < %(files)s))
            RETURNING id, kind, did_id, storage_id, file_ids, created_at""",
         limit=limit,
+        files=files,
         key=FOLD_LOCK,
     )
 
