@@ -10,18 +10,22 @@ from sqlalchemy.engine import Row
 from dlm.db import query
 from dlm.db.engine import Tx
 
-# A change that the judge has not looked at yet explains what it concerns.
-_PENDING = """EXISTS (SELECT FROM change c WHERE (c.did_id IS NULL OR c.did_id = l.did_id)
+# A change that the judge has not looked at yet explains what it concerns. The queue is read once: it may be a large
+# file with few rows in it.
+_PENDING = """EXISTS (SELECT FROM pending c WHERE (c.did_id IS NULL OR c.did_id = l.did_id)
                          AND (c.storage_id IS NULL OR c.storage_id = l.storage_id))"""
 
-# The files that a lock holds, and where. Locks being filled or let go are the judge's unfinished work.
-_HELD = """held AS (
-    SELECT l.rule_id, l.did_id AS lock_did_id, l.storage_id, a.child_id AS file_id
-      FROM lock l JOIN attachment a ON a.parent_id = l.did_id
-     WHERE NOT l.is_released AND l.fill_after IS NULL
+# The files that a lock holds, and where. Locks being filled or let go are the judge's unfinished work. What a change
+# explains is found for each lock, not for each of its files.
+_HELD = f"""pending AS MATERIALIZED (SELECT DISTINCT did_id, storage_id FROM change),
+    standing AS MATERIALIZED (
+    SELECT l.rule_id, l.did_id, l.storage_id, {_PENDING} AS is_pending
+      FROM lock l WHERE NOT l.is_released AND l.fill_after IS NULL),
+    held AS (
+    SELECT l.rule_id, l.storage_id, a.child_id AS file_id, l.is_pending
+      FROM standing l JOIN attachment a ON a.parent_id = l.did_id
      UNION ALL
-    SELECT l.rule_id, l.did_id, l.storage_id, l.did_id FROM lock l JOIN did d ON d.id = l.did_id AND d.kind = 'file'
-     WHERE NOT l.is_released AND l.fill_after IS NULL)"""
+    SELECT l.rule_id, l.storage_id, l.did_id, l.is_pending FROM standing l JOIN did d ON d.id = l.did_id AND d.kind = 'file')"""
 
 # invariant, what it is about, and a query of (object, detail); an object reads `kind id`.
 CHECKS: tuple[tuple[str, str], ...] = (
@@ -68,12 +72,10 @@ CHECKS: tuple[tuple[str, str], ...] = (
     ),
     (
         "I3 what is locked has a replica",
-        f"""SELECT 'file ' || h.file_id || ' at ' || h.storage_id,
-                   'locked by rule ' || h.rule_id || ', and there is no replica'
-              FROM held h
-              JOIN lock l ON l.rule_id = h.rule_id AND l.did_id = h.lock_did_id AND l.storage_id = h.storage_id
-             WHERE NOT {_PENDING} AND NOT EXISTS (
-                       SELECT FROM replica r WHERE r.did_id = h.file_id AND r.storage_id = h.storage_id)""",
+        """SELECT 'file ' || h.file_id || ' at ' || h.storage_id,
+                  'locked by rule ' || h.rule_id || ', and there is no replica'
+             FROM held h WHERE NOT h.is_pending AND NOT EXISTS (
+                      SELECT FROM replica r WHERE r.did_id = h.file_id AND r.storage_id = h.storage_id)""",
     ),
     (
         "I4 a verified copy says when, and when next",
@@ -165,12 +167,11 @@ CHECKS: tuple[tuple[str, str], ...] = (
     ),
     (
         "I8 a rule is ok only when all its copies are there",
-        f"""SELECT 'rule ' || r.id, 'ok, and file ' || h.file_id || ' at ' || h.storage_id || ' is '
-                       || coalesce(p.state::text, 'not there')
-              FROM rule r JOIN held h ON h.rule_id = r.id
-              JOIN lock l ON l.rule_id = h.rule_id AND l.did_id = h.lock_did_id AND l.storage_id = h.storage_id
-              LEFT JOIN replica p ON p.did_id = h.file_id AND p.storage_id = h.storage_id
-             WHERE r.state = 'ok' AND coalesce(p.state NOT IN ('available', 'unverified'), true) AND NOT {_PENDING}""",
+        """SELECT 'rule ' || r.id, 'ok, and file ' || h.file_id || ' at ' || h.storage_id || ' is '
+                      || coalesce(p.state::text, 'not there')
+             FROM rule r JOIN held h ON h.rule_id = r.id
+             LEFT JOIN replica p ON p.did_id = h.file_id AND p.storage_id = h.storage_id
+            WHERE r.state = 'ok' AND coalesce(p.state NOT IN ('available', 'unverified'), true) AND NOT h.is_pending""",
     ),
     (
         "I8 a rule is ok only when every file has the copies it asks for",
