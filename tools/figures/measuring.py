@@ -244,11 +244,19 @@ def make_template(dsn: str) -> None:
 
 
 def in_process(act: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of `act` run in a process of its own, so that peak memory is that of one measurement."""
+    """The result of `act` run in a process of its own, so that peak memory is that of one measurement.
+
+    Whoever ends the bench ends that process, too, and need not wait for a statement of an hour.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(act, *arguments).result()
+        try:
+            return pool.submit(act, *arguments).result()
+        except (SystemExit, KeyboardInterrupt):
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def _prepare(dsn: str, prepare: Prepare, size: int, directory: Path) -> None:
