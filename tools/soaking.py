@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from dlm import did
-from dlm.core import accounts, dids, files, replicas, rules, sites, storages, verify
+from dlm.core import accounts, amending, dids, files, moving, replicas, rules, sites, storages, verify
 from dlm.core.storages import NewProtocol, NewStorage
 from dlm.db import migrate
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database, Tx
-from dlm.errors import CannotPlace, Conflict, NotFound, Transient
+from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound, Transient
 from dlm.types import Identity
 
 DAEMONS = ("judge", "conveyor", "reaper", "auditor")
@@ -66,7 +66,7 @@ def write(dsn: str, root: str, number: int, stop: Event, counts: Any) -> None:
         try:
             act()
             counts[name] = counts.get(name, 0) + 1
-        except (Conflict, CannotPlace, NotFound, Transient) as error:
+        except (Conflict, CannotPlace, InvalidInput, NotFound, Transient) as error:
             key = f"refused: {type(error).__name__}"
             counts[key] = counts.get(key, 0) + 1
     writer.database.dispose()
@@ -88,9 +88,9 @@ class Writer:
             return "retire", self.retire
         if not self.datasets:
             return "register", self.register
-        acts = {"register": self.register, "declare": self.declare, "attach": self.attach, "detach": self.detach, "cancel": self.cancel}
-        name = self.random.choices(list(acts), weights=(3, 5, 3, 2, 3))[0]
-        return name, acts[name]
+        acts = [self.register, self.declare, self.attach, self.detach, self.cancel, self.set_copies, self.move]
+        act = self.random.choices(acts, weights=(3, 5, 3, 2, 3, 2, 2))[0]
+        return act.__name__, act
 
     def begin(self) -> Any:
         return self.database.begin("soak", self.actor)
@@ -144,6 +144,17 @@ class Writer:
             with self.begin() as tx:
                 rules.cancel(tx, self.rules.pop(self.random.randrange(len(self.rules))))
 
+    def set_copies(self) -> None:
+        if self.rules:
+            with self.begin() as tx:
+                amending.update(tx, self.random.choice(self.rules), {"copies": self.random.randint(1, 3)})
+
+    def move(self) -> None:
+        if self.rules:
+            with self.begin() as tx:
+                made = moving.move(tx, self.random.choice(self.rules), {"storages": self.random.choice(EXPRESSIONS)})
+            self.rules.append(made.id)
+
     def retire(self) -> None:
         """The oldest datasets end: their rules let go, and what they held is reaped."""
         for name, _ in self.datasets[: LIVE_DATASETS // 2]:
@@ -190,7 +201,7 @@ def look(database: Database, daemons: dict[str, subprocess.Popen[bytes]], watch:
             raise AssertionError(f"{name} ended with status {process.returncode}:\n{last}")
         watch.memory_mb.setdefault(name, []).append(resident_mb(process.pid))
     with database.begin("soak.look") as tx:
-        oldest = tx.scalar("SELECT extract(epoch FROM %(now)s - min(created_at))::float8 FROM rule WHERE state = 'declared'")
+        oldest = tx.scalar("SELECT extract(epoch FROM %(now)s - min(state_since))::float8 FROM rule WHERE state = 'declared'")
         watch.oldest_unjudged_s = max(watch.oldest_unjudged_s, oldest or 0.0)
         watch.queue.append(tx.scalar("SELECT count(*) FROM request"))
 

@@ -111,6 +111,20 @@ def test_a_rule_is_asked_for_more_copies_and_for_fewer(admin: Admin, eb: World) 
     assert "4 copies asked, 3 storages match" in admin.error("rule", "set", rule, "--copies", "4", status=2)
 
 
+def test_a_rule_is_moved_and_shows_where_to(admin: Admin, eb: World) -> None:
+    old = declare(admin, "--spread", "site")
+    eb.settle()
+    assert f"rule {old} stays until it is ok" in admin("rule", "move", old, "cape-t1", "--copies", "1", "--spread", "none")
+    new = admin.json("rule", "show", old)["moves_to"]
+    assert f"to rule {new}; it stays until that is ok" in admin("rule", "show", old)
+    assert f"here from rule {old}" in admin("rule", "show", new)
+    assert f"is moving to rule {new} already" in admin.error("rule", "move", old, "bern-t1", status=1)
+    eb.settle()
+    assert f"moved to rule {new}" in admin("rule", "show", old)
+    assert f"rule {new} is ok and takes its place" in admin("why", old)
+    assert "is on cape-t1 already" in admin.error("rule", "move", new, "cape-t1", status=2)
+
+
 def test_the_same_call_with_the_same_key_makes_one_rule(admin: Admin, eb: World) -> None:
     assert declare(admin, "--idempotency-key", "k1") == declare(admin, "--idempotency-key", "k1")
     error = admin.error("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", status=1)

@@ -31,12 +31,12 @@ from hypothesis.stateful import (
 )
 
 from dlm.clock import ManualClock
-from dlm.core import amending, audit, verify
+from dlm.core import amending, audit, moving, verify
 from dlm.daemons.judge import Judge
 from dlm.db import storages
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database
-from dlm.errors import CannotPlace, Conflict
+from dlm.errors import CannotPlace, Conflict, InvalidInput
 from world import DAY, SCOPE, World
 
 EXAMPLES = int(os.environ.get("DLM_MODEL_EXAMPLES", "20"))
@@ -44,6 +44,7 @@ STEPS = int(os.environ.get("DLM_MODEL_STEPS", "25"))
 
 SITES = {"a": "perth", "b": "bern", "c": "oslo"}  # where rules want copies
 DATASETS = ("one", "two")
+EXPRESSIONS = ("type=disk", "a", "b|c", "a|b")
 NUMBERS = itertools.count(1)
 ROUNDS = 20  # in which the world comes to rest at the latest
 
@@ -56,6 +57,10 @@ class Promise:
     copies: int
     storages: frozenset[str]
     expires_at: datetime | None
+
+
+def places(expression: str) -> frozenset[str]:
+    return frozenset(SITES if expression == "type=disk" else expression.split("|"))
 
 
 class Story(RuleBasedStateMachine):
@@ -77,6 +82,7 @@ class Story(RuleBasedStateMachine):
         self.contents: dict[str, bytes] = {}
         self.members: dict[str, set[str]] = {dataset: set() for dataset in DATASETS}
         self.promises: dict[str, Promise] = {}
+        self.moves: dict[str, str] = {}  # old rule to new
         self.away: set[str] = set()
         self.harm: set[tuple[str, str]] = set()  # (file, storage) that the story spoilt
         for dataset in DATASETS:
@@ -122,7 +128,7 @@ class Story(RuleBasedStateMachine):
     @rule(
         on=st.sampled_from([*DATASETS, "both", "f0"]),
         copies=st.integers(1, 2),
-        expression=st.sampled_from(["type=disk", "a", "b|c", "a|b"]),
+        expression=st.sampled_from(EXPRESSIONS),
         grouping=st.sampled_from(["all", "dataset", "none"]),
         lifetime_s=st.sampled_from([None, None, 7200]),
     )
@@ -134,8 +140,7 @@ class Story(RuleBasedStateMachine):
         except (CannotPlace, Conflict):
             return  # more copies than match; the same rule stands
         end = None if lifetime_s is None else self.clock.moment + timedelta(seconds=lifetime_s)
-        names = frozenset(SITES if expression == "type=disk" else expression.split("|"))
-        self.promises[made] = Promise(on, copies, names, end)
+        self.promises[made] = Promise(on, copies, places(expression), end)
 
     def _has_box(self) -> bool:
         with self.world.begin() as tx:
@@ -147,6 +152,7 @@ class Story(RuleBasedStateMachine):
         uuid = data.draw(st.sampled_from(sorted(self.promises, key=list(self.promises).index)))
         self.world.cancel(uuid)
         del self.promises[uuid]
+        self.moves.pop(uuid, None)
 
     @precondition(lambda self: self.promises)
     @rule(data=st.data(), copies=st.integers(1, 3))
@@ -158,6 +164,19 @@ class Story(RuleBasedStateMachine):
         except (CannotPlace, Conflict):
             return  # more than match; another rule asks for that; its time is over
         self.promises[uuid].copies = copies
+
+    @precondition(lambda self: self.promises)
+    @rule(data=st.data(), expression=st.sampled_from(EXPRESSIONS))
+    def move(self, data: st.DataObject, expression: str) -> None:
+        uuid = data.draw(st.sampled_from(sorted(self.promises, key=list(self.promises).index)))
+        old = self.promises[uuid]
+        try:
+            with self.world.begin() as tx:
+                made = moving.move(tx, uuid, {"storages": expression}).id
+        except (CannotPlace, Conflict, InvalidInput):
+            return  # more copies than match; it is moving already, or its time is over; it is there
+        self.promises[made] = Promise(old.target, old.copies, places(expression), old.expires_at)
+        self.moves[uuid] = made
 
     # -- what the world does ----------------------------------------------------------------------------------------
 
@@ -245,6 +264,7 @@ class Story(RuleBasedStateMachine):
 
     def _kept(self) -> None:
         now = self.clock.moment
+        self._moved()
         live = {uuid: p for uuid, p in self.promises.items() if p.expires_at is None or p.expires_at > now}
         states = {uuid: self.world.rule(uuid) for uuid in live}
         assert {rule["state"] for rule in states.values()} <= {"ok"}, states
@@ -260,6 +280,18 @@ class Story(RuleBasedStateMachine):
         with self.world.begin() as tx:
             assert tx.scalar("SELECT count(*) FROM request") == 0
             assert tx.scalar("SELECT count(*) FROM change") == 0
+
+    def _moved(self) -> None:
+        """What was moved to a rule that came to be ok has ended; the move of what is gone before that was taken back."""
+        for old in [uuid for uuid in self.moves if uuid in self.promises]:
+            facts = self.world.rule(old)
+            if facts["state"] == "gone" and facts["moves_to"] is not None:
+                del self.promises[old]
+                continue
+            successor = self.world.rule(self.moves[old])
+            while successor["state"] == "gone" and successor["moves_to"] is not None:
+                successor = self.world.rule(successor["moves_to"])
+            assert successor["state"] != "ok", (old, successor)
 
     def _below(self, target: str) -> set[str]:
         if target == "both":

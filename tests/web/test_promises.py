@@ -229,6 +229,29 @@ def test_the_number_of_copies_of_a_rule_is_changed(user: Caller, dataset: str) -
     assert user.patch(at, {"copies": 2}, 409)["rule"] == standing["id"]
 
 
+def test_a_rule_is_moved_by_its_account_and_nobody_else(user: Caller, other: Caller, reader: Caller, dataset: str) -> None:
+    old = user.post("/rules", wish(copies=1, spread=None))
+    at = f"/rules/{old['id']}/move"
+    for stranger in (other, reader):
+        stranger.post(at, {"storages": "bern-tape"}, 403)
+    key = {"Idempotency-Key": "k1"}
+    new = user.post(at, {"storages": "bern-tape"}, headers=key)
+    assert (new["storages"], new["copies"], new["account"], new["moves_from"]) == ("bern-tape", 1, "ada", old["id"])
+    assert user.post(at, {"storages": "bern-tape"}, 200, headers=key)["id"] == new["id"]
+    assert user.get(f"/rules/{old['id']}")["moves_to"] == new["id"]
+    assert user.post(at, {"storages": "bern-disk"}, 409)["rule"] == new["id"]
+    onward = f"/rules/{new['id']}/move"
+    for body, status, field in (
+        ({}, 400, "storages"),
+        ({"storages": "bern-tape"}, 400, "storages"),
+        ({"storages": "type=("}, 400, "storages"),
+        ({"storages": "nowhere"}, 422, "storages"),
+        ({"storages": "type=disk", "copies": 3}, 422, "copies"),
+        ({"storages": "type=disk", "account": "bob"}, 400, "account"),
+    ):
+        assert user.post(onward, body, status)["field"] == field
+
+
 def test_a_plan_tells_what_a_rule_would_do_and_changes_nothing(
     user: Caller, other: Caller, reader: Caller, dataset: str
 ) -> None:

@@ -224,6 +224,30 @@ def set_rule(session: Session, uuid: str, lifetime: str | None, expires: str | N
     session.out.said(f"rule {uuid}  {item['state']} since {shown_ago(item['state_since'])}  {', '.join(words)}", item)
 
 
+@rule.command("move")
+@click.argument("uuid", metavar="RULE")
+@click.argument("storages", metavar="EXPRESSION")
+@click.option("--copies", type=COPIES, help="Another number of copies, or '*'.")
+@click.option("--spread", metavar="KEY|none")
+@click.option("--grouping", help="all, dataset or none: what stays together.")
+@click.option("--weight", metavar="KEY|none")
+@click.option("--sources", metavar="EXPR|none", help="Copy only from storages that match.")
+@click.option("--idempotency-key", metavar="TEXT", help="The same call with the same key makes no second rule.")
+@click.option("--watch", "is_watched", is_flag=True, help="Show progress until the new rule is ok.")
+@pass_session
+def move_rule(session: Session, uuid: str, idempotency_key: str | None, is_watched: bool, **given: Any) -> None:
+    """Move a rule to other storages: a new rule, which has all else of the old one. The old one lets go when that is ok."""
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+    clearable = ("spread", "weight", "sources")
+    body = {key: None if key in clearable and value == "none" else value for key, value in given.items() if value is not None}
+    item = session.client.post(named("rules", uuid, "move"), body, headers)
+    session.out.line(f"rule {item['id']}  {item['did']}  {wish_of(item)}")
+    if is_watched:
+        watch_rule(session, item["id"])
+    else:
+        session.out.said(f"{item['state']:<10}rule {uuid} stays until it is ok   watch it: dlm-admin rule watch {item['id']}", item)
+
+
 @rule.command("locks")
 @click.argument("uuid", metavar="RULE")
 @LIMIT

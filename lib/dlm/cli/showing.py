@@ -31,6 +31,10 @@ def rule(item: Item, locks: Sequence[Item], following: Item) -> Iterator[str]:
     if item["expires_at"] or words or item["comment"]:
         until = [f"until {shown_moment(item['expires_at'])}"] if item["expires_at"] else []
         yield labelled("", " · ".join([*until, *words, *([item["comment"]] if item["comment"] else [])]))
+    if item["moves_to"]:
+        yield labelled("moves", f"to rule {item['moves_to']}; it stays until that is ok")
+    if item["moves_from"]:
+        yield labelled("moves", f"here from rule {item['moves_from']}, which stays until this one is ok")
     if item["reason"]:
         yield labelled("reason", item["reason"])
     yield labelled("next", _next(following))

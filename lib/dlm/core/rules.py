@@ -61,8 +61,12 @@ class DeclaredRule:
 # --- declaring -------------------------------------------------------------------------------------------------
 
 
-def declare(tx: Tx, wishes: Sequence[Declaration]) -> list[DeclaredRule]:
+def declare(
+    tx: Tx, wishes: Sequence[Declaration], calls: Sequence[retries.Call] | None = None
+) -> list[DeclaredRule]:
     """Write the rules as intent; the judge does the rest. All or none; statements do not grow with their number.
+
+    `calls` tells what was asked, where that is not the wishes themselves.
 
     Refused here: what is malformed, unknown, matches nothing, asks for more copies than match, repeats a live rule,
     or exceeds a quota by the known size (InvalidInput, NotFound, CannotPlace, Conflict, QuotaExceeded).
@@ -73,7 +77,7 @@ def declare(tx: Tx, wishes: Sequence[Declaration]) -> list[DeclaredRule]:
     accounts = {name: get_account(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
     for name in accounts:
         authorize(tx.actor, "rule.add", owner=name)
-    calls = retries.calls([asdict(wish) | {"account": _account(tx, wish)} for wish in wishes])
+    calls = calls or retries.calls([asdict(wish) | {"account": _account(tx, wish)} for wish in wishes])
     owners = [accounts[_account(tx, wish)].id for wish in wishes]
     if (before := _made_before(tx, wishes, owners, calls)) is not None:
         return before  # asked first: what was true when they were made need not be true for the retry
@@ -348,6 +352,8 @@ def shown(row: Row[Any]) -> dict[str, Any]:
         "state_since": row.state_since,
         "expires_at": row.expires_at,
         "next_judge_at": row.next_judge_at,
+        "moves_to": row.moves_to,
+        "moves_from": row.moves_from,
     }
 
 

@@ -236,6 +236,11 @@ _NEXT_OF_RULE = {
 }
 
 
+_MOVES = {
+    "moving": "to be moved to {storages}: it stays until rule {to} is ok",
+    "moved": "rule {to} is ok and takes its place",
+    "took over": "it is ok, and rule {from} lets go in its favour",
+}
 _STATES = frozenset(state.value for state in RuleState)
 
 
@@ -285,6 +290,8 @@ def _happened(event: Row[Any]) -> Step:
         released = ", ".join(f"{name} ({reason})" for name, reason in sorted(facts["released"].items())[:10])
         kept = f"; kept {' '.join(facts['kept'][:10])}" if facts.get("kept") else ""
         return _step("decided", event.at, f"surplus released: {released}{kept}", **facts)
+    if event.action in _MOVES:
+        return _step("decided", event.at, _MOVES[event.action].format(**facts), **facts)
     if event.action == "placed":
         return _step("decided", event.at, f"{facts.get('files')} files were shared out", **facts)
     reason = f": {facts['reason']}" if facts.get("reason") else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dlm.config import Settings
-from dlm.core import consequences, folding, placing
+from dlm.core import consequences, folding, moving, placing
 from dlm.core import rules as rule_cases
 from dlm.core.ledger import Replan
 from dlm.core.placing import Limits
@@ -39,7 +39,7 @@ class Judge:
         """End what is over, fold changes, place and grade due rules, then one chunk of consequences."""
         done = Pass()
         limits, window = self.limits, self.undo_window_s
-        self._step(done, "judge.end", "ended", lambda tx: rule_cases.end_due(tx, limits.batch_rules), dry_run)
+        self._step(done, "judge.end", "ended", self._end, dry_run)
         self._step(done, "judge.fold", "changes", lambda tx: folding.fold(tx, self.batch_changes, window), dry_run)
         self._place(done, dry_run)
         self._step(done, "judge.fill", "replicas", lambda tx: consequences.fill_small(tx, limits), dry_run)
@@ -50,6 +50,12 @@ class Judge:
             with self.database.begin("judge.due") as tx:
                 done.next_due_s = judging.next_due_s(tx)
         return done
+
+    def _end(self, tx: Tx) -> tuple[int, bool]:
+        """What is over, and what moved."""
+        over, more_over = rule_cases.end_due(tx, self.limits.batch_rules)
+        moved, more_moved = moving.end_moved(tx, self.limits.batch_rules)
+        return over + moved, more_over or more_moved
 
     def _step(self, done: Pass, name: str, noun: str, act: Callable[[Tx], tuple[int, bool]], dry_run: bool) -> None:
         with self.database.begin(name, commit=not dry_run) as tx:

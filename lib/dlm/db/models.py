@@ -188,9 +188,7 @@ did = Table(
     Column("account_id", Integer, nullable=False),
     _bytes("size_bytes"),
     Column("files", BigInteger, nullable=False, server_default=_zero),
-    Column("adler32", Text),
-    Column("md5", Text),
-    Column("sha256", Text),
+    *[Column(name, Text) for name in ("adler32", "md5", "sha256")],
     Column("is_open", Boolean, nullable=False, server_default=_true),
     Column("is_monotonic", Boolean, nullable=False, server_default=_false),
     Column("metadata", JSONB(none_as_null=True)),
@@ -274,8 +272,7 @@ rule = Table(
     Column("expression_id", Integer, ForeignKey("expression.id"), nullable=False),
     Column("source_expression_id", Integer, ForeignKey("expression.id")),
     Column("grouping", grouping, nullable=False, server_default="dataset"),
-    Column("spread", Text),
-    Column("weight", Text),
+    *[Column(name, Text) for name in ("spread", "weight")],
     Column("state", rule_state, nullable=False, server_default="declared"),
     Column("reason", Text),
     Column("priority", sa.SmallInteger, CheckConstraint("priority BETWEEN 1 AND 5", name="priority"), nullable=False, server_default=sa.text("3")),
@@ -290,6 +287,8 @@ rule = Table(
     _at("next_judge_at"),  # null: nothing to do until a change or the resync says so; only `ok`, `suspended`, `gone` may rest
     Column("place_after", BigInteger),  # grouping none: files up to this id have their locks (null: all have)
     Column("surplus_after", BigInteger),  # locks beyond `copies` are to be released, of files beyond this id (null: none are)
+    Column("successor_id", BigInteger, ForeignKey("rule.id")),  # let go when that is ok; of a rule that ended: what it was moved to
+    Index("ix_rule_successor_id", "successor_id", postgresql_where=sa.text("successor_id IS NOT NULL AND state NOT IN ('letting_go', 'gone')")),
     Index("ix_rule_next_judge_at", "next_judge_at", "id", postgresql_where=sa.text("next_judge_at IS NOT NULL")),
     Index("ix_rule_expires_at", "expires_at", postgresql_where=sa.text("expires_at IS NOT NULL AND state NOT IN ('letting_go', 'gone')")),
     Index("ix_rule_did_id", "did_id", postgresql_where=sa.text("state <> 'gone'")),

@@ -18,10 +18,13 @@ _SHOWN = """
     r.id, r.uuid, r.did_id, sc.name AS scope, d.name AS name, d.kind, d.files, d.size_bytes, a.name AS account, r.copies,
     r.account_id, r.expression_id, r.surplus_after,
     e.canonical AS storages, se.canonical AS sources, r.grouping, r.spread, r.weight, r.state, r.reason, r.priority, r.activity,
-    r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.expires_at, r.next_judge_at"""
+    r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.expires_at, r.next_judge_at, n.uuid AS moves_to,
+    (SELECT p.uuid FROM rule p WHERE p.successor_id = r.id AND p.state NOT IN ('letting_go', 'gone') LIMIT 1) AS moves_from"""
 _FROM = """
     FROM rule r JOIN did d ON d.id = r.did_id JOIN scope sc ON sc.id = d.scope_id JOIN account a ON a.id = r.account_id
-    JOIN expression e ON e.id = r.expression_id LEFT JOIN expression se ON se.id = r.source_expression_id"""
+    JOIN expression e ON e.id = r.expression_id LEFT JOIN expression se ON se.id = r.source_expression_id
+    LEFT JOIN rule n ON n.id = r.successor_id
+     AND (n.state NOT IN ('letting_go', 'gone') OR n.successor_id IS NOT NULL OR r.state IN ('letting_go', 'gone'))"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,13 +233,50 @@ def change(tx: Tx, rule_id: int, values: Mapping[str, Any]) -> None:
 
 
 def let_go(tx: Tx, ids: Sequence[int], reason: str) -> Sequence[Row[Any]]:
-    """Begin the end of live rules; those that were live, with the state before; one statement."""
+    """Begin the end of live rules; those that were live, with the state before; one statement.
+
+    A move of theirs is over with them: a successor that ended and has one itself was moved on (`let_go_moved`).
+    """
     return tx.rows(
         f"""WITH held AS (SELECT id, state FROM rule WHERE id = ANY (%(ids)s::bigint[]) AND state IN {LIVE} ORDER BY id FOR UPDATE)
-           UPDATE rule r SET state = 'letting_go', reason = %(reason)s, state_since = %(now)s, next_judge_at = %(now)s
+           UPDATE rule r SET state = 'letting_go', reason = %(reason)s, state_since = %(now)s, next_judge_at = %(now)s, successor_id = NULL
              FROM held WHERE r.id = held.id RETURNING r.id, r.uuid, held.state AS was""",
         ids=list(ids),
         reason=reason,
+    )
+
+
+def set_successor(tx: Tx, rule_id: int, uuid: str) -> None:
+    """Have the rule let go when the one with this uuid is ok; the caller has locked it; one statement."""
+    tx.run("UPDATE rule SET successor_id = (SELECT id FROM rule WHERE uuid = %(uuid)s::uuid) WHERE id = %(id)s", id=rule_id, uuid=uuid)
+
+
+# From a live rule to what takes its place: through rules that were moved on themselves.
+_WAY = """
+    way AS (
+        SELECT id, successor_id AS next_id FROM rule WHERE successor_id IS NOT NULL AND state NOT IN ('letting_go', 'gone')
+         UNION
+        SELECT way.id, s.successor_id FROM way JOIN rule s ON s.id = way.next_id
+         WHERE s.successor_id IS NOT NULL AND s.state IN ('letting_go', 'gone'))"""
+
+
+def let_go_moved(tx: Tx, limit: int) -> Sequence[Row[Any]]:
+    """Begin the end of rules whose successor is ok: (id, uuid, was, to_id, to_uuid); one statement.
+
+    Both rows are locked, and looked at again once they are. Otherwise: 1. we see that the successor is ok; 2. it is
+    cancelled; 3. we let the old one go, and nothing holds what both did. Rows that another holds are left for later.
+    """
+    return tx.rows(
+        f"""WITH RECURSIVE {_WAY},
+                due AS (
+                    SELECT o.id, o.state AS was, s.id AS to_id, s.uuid AS to_uuid
+                      FROM way JOIN rule s ON s.id = way.next_id JOIN rule o ON o.id = way.id
+                     WHERE s.state = 'ok' AND NOT o.is_locked AND o.state IN {LIVE}
+                     ORDER BY o.id LIMIT %(limit)s FOR UPDATE OF o, s SKIP LOCKED)
+            UPDATE rule r SET state = 'letting_go', reason = 'moved to rule ' || due.to_uuid, successor_id = due.to_id,
+                   state_since = %(now)s, next_judge_at = %(now)s
+              FROM due WHERE r.id = due.id RETURNING r.id, r.uuid, due.was, due.to_id, due.to_uuid""",
+        limit=limit,
     )
 
 

@@ -36,7 +36,7 @@ Made by `python -m dlm.web.reference`; change `lib/dlm/web/`. The whole descript
   line, read page by page in short transactions: memory stays flat, and a row changed meanwhile shows as it then is.
 - **Errors** are `application/problem+json` (RFC 9457): `type`, `title`, `status`, `detail`, the `field` to change as
   the caller named it, a `hint`, `request_id`, and facts such as the id of the rule that exists already.
-- **Retries**: `Idempotency-Key` on `POST /rules` and `/rules/many` makes them exactly-once (200 instead of 201 when
+- **Retries**: `Idempotency-Key` on `POST /rules`, `/rules/many` and `/rules/{rule}/move` makes them exactly-once (200 instead of 201 when
   the rule stood already, 409 when the key came with any other wish). Registering, attaching, revoking may simply
   be repeated. 503 says when in `Retry-After`.
 - **Request id**: `X-Request-Id` (8 to 64 of `A-Za-z0-9._-`) is kept, otherwise made; it is in the answer, the log,

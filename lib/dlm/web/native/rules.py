@@ -7,7 +7,7 @@ from typing import Any
 from flask import g, request
 from marshmallow import Schema, ValidationError, fields, validate
 
-from dlm.core import amending, plan, rules
+from dlm.core import amending, moving, plan, rules
 from dlm.core.names import MAX_BATCH
 from dlm.types import Grouping, RuleState
 from dlm.web.access import permission
@@ -73,6 +73,15 @@ class RuleChange(Schema):
     locked = Flag()
 
 
+class MoveBody(Schema):
+    storages = Words(4096, least=0, required=True, metadata={"example": "tier=2&country=AU"})
+    copies = Copies()
+    grouping = One(Grouping)
+    spread = Words(500, allow_none=True)
+    weight = Words(500, allow_none=True)
+    sources = Words(4096, allow_none=True)
+
+
 class RuleQuery(PageQuery):
     did = fields.String()
     account = fields.String()
@@ -104,6 +113,12 @@ class Rule(Answer):
     state_since = fields.AwareDateTime(required=True)
     expires_at = fields.AwareDateTime(required=True, allow_none=True)
     next_judge_at = fields.AwareDateTime(required=True, allow_none=True)
+    moves_to = fields.UUID(
+        required=True, allow_none=True, metadata={"description": "it is let go when that rule is ok, or was"}
+    )
+    moves_from = fields.UUID(
+        required=True, allow_none=True, metadata={"description": "that rule stays until this one is ok"}
+    )
 
 
 class Progress(Answer):
@@ -233,6 +248,20 @@ def update_rule(body: dict[str, Any], rule: str) -> dict[str, Any]:
     with begin("rule.update") as tx:
         own(rules.require(tx, rule).account)
         return amending.update(tx, rule, body)
+
+
+@blp.route("/<rule>/move", methods=["POST"])
+@permission("rule.move")
+@blp.arguments(MoveBody)
+@blp.doc(parameters=[KEY])
+@blp.answers(RuleDetails, 201)
+@blp.alt_response(200, schema=RuleDetails, description="the same Idempotency-Key made it before", success=True)
+def move_rule(body: dict[str, Any], rule: str) -> tuple[dict[str, Any], int]:
+    """Move a rule to other storages: a new rule, and when that is ok the old one lets go. What is not named stays as it is"""
+    with begin("rule.move") as tx:
+        own(rules.require(tx, rule).account)
+        made = moving.move(tx, rule, body, request.headers.get("Idempotency-Key"))
+        return rules.get(tx, made.id), 201 if made.is_new else 200
 
 
 @blp.route("/<rule>", methods=["DELETE"])

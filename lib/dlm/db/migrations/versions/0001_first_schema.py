@@ -307,12 +307,14 @@ CREATE TABLE rule (
     next_judge_at TIMESTAMP WITH TIME ZONE,
     place_after BIGINT,
     surplus_after BIGINT,
+    successor_id BIGINT,
     CONSTRAINT pk_rule PRIMARY KEY (id),
     CONSTRAINT uq_rule_uuid UNIQUE (uuid),
     CONSTRAINT fk_rule_did_id FOREIGN KEY(did_id) REFERENCES did (id),
     CONSTRAINT fk_rule_account_id FOREIGN KEY(account_id) REFERENCES account (id),
     CONSTRAINT fk_rule_expression_id FOREIGN KEY(expression_id) REFERENCES expression (id),
-    CONSTRAINT fk_rule_source_expression_id FOREIGN KEY(source_expression_id) REFERENCES expression (id)
+    CONSTRAINT fk_rule_source_expression_id FOREIGN KEY(source_expression_id) REFERENCES expression (id),
+    CONSTRAINT fk_rule_successor_id FOREIGN KEY(successor_id) REFERENCES rule (id)
 );
 
 CREATE INDEX ix_rule_did_id ON rule (did_id) WHERE state <> 'gone';
@@ -322,6 +324,8 @@ CREATE INDEX ix_rule_expires_at ON rule (expires_at) WHERE expires_at IS NOT NUL
 CREATE INDEX ix_rule_expression_id ON rule (expression_id) WHERE state <> 'gone';
 
 CREATE INDEX ix_rule_next_judge_at ON rule (next_judge_at, id) WHERE next_judge_at IS NOT NULL;
+
+CREATE INDEX ix_rule_successor_id ON rule (successor_id) WHERE successor_id IS NOT NULL AND state NOT IN ('letting_go', 'gone');
 
 CREATE UNIQUE INDEX uq_rule_idempotency_key ON rule (account_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
 

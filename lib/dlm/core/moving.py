@@ -1,0 +1,103 @@
+"""Moving a rule to other storages: there is no move, only a new rule and then the end of the old one.
+
+The old rule stays as it is, with all it holds, until the new one is `ok`: until every copy of every file stands, counted.
+Then a judge lets it go, and what the new rule holds, too, stays. When the new rule ends before, the old one stands as if
+nothing had been asked. A rule that is moved on before it is ok passes its turn on: of A moved to B, and B to C, A goes
+when B or C is ok, whichever comes first, and B when C is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from dlm.core import expression, retries, rules
+from dlm.core.authorize import authorize
+from dlm.core.rules import Declaration, DeclaredRule
+from dlm.db import events
+from dlm.db import rules as rows
+from dlm.db.engine import Tx
+from dlm.errors import Conflict, InvalidInput
+from dlm.types import RuleState
+
+MOVABLE = ("storages", "copies", "grouping", "spread", "weight", "sources")
+
+
+def move(tx: Tx, uuid: str, wanted: Mapping[str, Any], idempotency_key: str | None = None) -> DeclaredRule:
+    """Declare the rule that takes this one's place: `wanted` (MOVABLE, `storages` at least) and all else as it is.
+
+    Refused as a declaration is, and: when it has ended, is locked or is moving already (Conflict, naming the other rule),
+    and when neither storages nor copies would be others (InvalidInput).
+    """
+    for key in wanted:
+        if key not in MOVABLE:
+            raise InvalidInput(f"{key} cannot be changed by a move", field=key, hint=f"what can: {', '.join(MOVABLE)}")
+    if "storages" not in wanted:
+        raise InvalidInput("it is not said where to", field="storages", hint="an expression, e.g. tier=1&country=AU")
+    rules.require(tx, uuid, hold=True)
+    old = rules.require(tx, uuid)  # the first waits for another move, only the second sees what that one made
+    authorize(tx.actor, "rule.move", owner=old.account)
+    calls = retries.calls([{**wanted, "moves": uuid, retries.KEY: idempotency_key}])
+    before = retries.made_before(tx, [old.account_id], calls)
+    if before is not None:
+        return DeclaredRule(before[0], f"{old.scope}:{old.name}", False)
+    _refuse(old, wanted)
+    made = _declare(tx, _wish(old, wanted, idempotency_key), calls)
+    rows.set_successor(tx, old.id, made.id)
+    facts = {"to": made.id, "storages": wanted["storages"]}
+    events.record(tx, "rule", old.id, "moving", before={"storages": old.storages}, after=facts)
+    return made
+
+
+def _refuse(old: Row[Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse what the old rule's state, or what is asked of it, does not allow."""
+    if old.state in (RuleState.LETTING_GO, RuleState.GONE):
+        raise Conflict(f"rule {old.uuid} has ended", field="rule", hint="declare a rule with the storages you want")
+    if old.state == RuleState.WAITING_APPROVAL:
+        raise Conflict(f"rule {old.uuid} waits for an approver", field="rule", hint="cancel it and declare another")
+    if old.is_locked:
+        raise Conflict(f"rule {old.uuid} is locked", field="rule", hint=f"unlock it first: dlm-admin rule set {old.uuid} --unlock")
+    if old.moves_to is not None:
+        way = f"move that one, or take this move back: dlm-admin rule cancel {old.moves_to}"
+        raise Conflict(f"rule {old.uuid} is moving to rule {old.moves_to} already", field="rule", hint=way, rule=old.moves_to)
+    text = expression.canonical(expression.parse(wanted["storages"], "storages"))
+    if text == old.storages and wanted.get("copies", old.copies) == old.copies:
+        way = f"another number of copies: dlm-admin rule set {old.uuid} --copies …"
+        raise InvalidInput(f"rule {old.uuid} is on {text} already", field="storages", hint=way)
+
+
+def _wish(old: Row[Any], wanted: Mapping[str, Any], idempotency_key: str | None) -> Declaration:
+    """The old rule with what is wanted otherwise."""
+    kept = {key: getattr(old, key) for key in ("copies", "grouping", "spread", "weight", "sources")}
+    return Declaration(
+        did=f"{old.scope}:{old.name}",
+        **{**kept, **wanted},
+        expires_at=old.expires_at,
+        priority=old.priority,
+        activity=old.activity,
+        account=old.account,
+        comment=old.comment,
+        locked=old.is_locked,
+        idempotency_key=idempotency_key,
+    )
+
+
+def _declare(tx: Tx, wish: Declaration, calls: list[retries.Call]) -> DeclaredRule:
+    """The new rule; what its DID would be blamed for is the storages' here: nothing else was named."""
+    try:
+        return rules.declare(tx, [wish], calls)[0]
+    except Conflict as error:
+        error.field = "storages" if error.field == "did" else error.field
+        raise
+
+
+def end_moved(tx: Tx, limit: int) -> tuple[int, bool]:
+    """Begin the end of rules whose successor is ok; (how many, whether more may wait); at most three statements."""
+    ended = rows.let_go_moved(tx, limit)
+    gone = [(e.id, {"state": e.was}, {"state": "letting_go", "to": e.to_uuid}) for e in ended]
+    events.record_many(tx, "rule", "moved", gone, cause="moved")
+    come = [(e.to_id, None, {"from": e.uuid}) for e in ended]
+    events.record_many(tx, "rule", "took over", come, cause="moved")
+    return len(ended), len(ended) == limit
