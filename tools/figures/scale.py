@@ -73,6 +73,7 @@ def stages(files: int) -> list[tuple[str, str, int, Callable[[Place], None]]]:
     """(name, unit, units of work, what is done), in order."""
     return [
         ("register", "files/s", files, begin),
+        ("vacuum after registering", "s", 1, vacuum),
         ("judge", "copies/s", 2 * files, place),
         ("sizes placed", "", 0, vacuum),
         ("arrive", "copies/s", 2 * files, arrive),
