@@ -55,6 +55,8 @@ FILES = """
       JOIN rule r ON r.id = w.rule_id
      GROUP BY 1, 2, 3"""
 
+# A FULL JOIN is hashed or merged, whatever the planner believes of the wish. While only some of the tables were ever
+# analysed it believes in one row, and a plain join compared each of 100,000 files with every other one.
 _MAKE = """
     WITH wish AS MATERIALIZED ({wish}),
          made AS (INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at)
@@ -62,7 +64,8 @@ _MAKE = """
                   ON CONFLICT DO NOTHING RETURNING did_id, storage_id),
          asked AS (INSERT INTO request (did_id, storage_id, size_bytes, created_at, next_attempt_at, priority, activity)
                    SELECT did_id, storage_id, w.size_bytes, %(now)s, %(now)s, w.priority, w.activity
-                     FROM made JOIN wish w USING (did_id, storage_id) ORDER BY did_id, storage_id
+                     FROM (SELECT did_id, storage_id, true AS is_new FROM made) m
+                     FULL JOIN wish w USING (did_id, storage_id) WHERE coalesce(is_new, false) ORDER BY did_id, storage_id
                    RETURNING storage_id, size_bytes)
     SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes, (SELECT count(*) FROM wish) AS wished
       FROM asked GROUP BY storage_id
