@@ -75,14 +75,14 @@ def stages(files: int) -> list[tuple[str, str, int, Callable[[Place], None]]]:
         ("register", "files/s", files, begin),
         ("vacuum after registering", "s", 1, vacuum),
         ("judge", "copies/s", 2 * files, place),
-        ("sizes placed", "", 0, vacuum),
+        ("sizes placed", "", files, vacuum),
         ("arrive", "copies/s", 2 * files, arrive),
         ("vacuum after arrivals", "s", 1, vacuum),
         ("ok", "s", 1, become_ok),
         ("resync", "s", 1, resync),
         ("evaluate", "s", 1, evaluate),
         ("verify", "s", 1, verify),
-        ("sizes ok", "", 0, vacuum),
+        ("sizes ok", "", files, vacuum),
         ("letgo", "copies/s", 2 * files, let_go),
         ("vacuum after letting go", "s", 1, vacuum),
         ("verify at the end", "s", 1, verify),
@@ -90,15 +90,15 @@ def stages(files: int) -> list[tuple[str, str, int, Callable[[Place], None]]]:
 
 
 def told(name: str, unit: str, n: int, stage: Stage) -> Iterator[Figure]:
-    """The stage's speed, its log and transaction ids; or the sizes it found."""
+    """The stage's speed, its log and transaction ids; or the sizes it found, per file of `n`, with their rows."""
     if name.startswith("sizes"):
         for relation, size, rows in stage.sizes:
-            yield _figure(f"scale {name} {relation}", size / max(rows, 1), "B/row", rows, stage)
+            yield _figure(f"scale {name} {relation}", size / n, "B/file", rows, stage)
         return
     yield _figure(f"scale {name}", in_unit(unit, stage.seconds, n), unit, n, stage)
     if unit.endswith("/s"):
         yield _figure(f"scale {name} log", stage.wal_bytes / n, PER[unit], n, stage)
-        yield _figure(f"scale {name} transaction ids", stage.xids, "", n, stage)
+        yield _figure(f"scale {name} transaction ids", stage.xids, "ids", n, stage)
 
 
 def _figure(name: str, value: float, unit: str, n: int, stage: Stage) -> Figure:
