@@ -135,6 +135,7 @@ class Writer:
             self.random.choice(EXPRESSIONS),
             grouping=self.random.choice(("dataset", "none", "all")),
             spread=self.random.choice((None, "site")),
+            delay_s=self.random.choice((None, None, None, 3)),
         )
         with self.begin() as tx:
             self.rules += [rule.id for rule in rules.declare(tx, [wish])]
@@ -201,7 +202,10 @@ def look(database: Database, daemons: dict[str, subprocess.Popen[bytes]], watch:
             raise AssertionError(f"{name} ended with status {process.returncode}:\n{last}")
         watch.memory_mb.setdefault(name, []).append(resident_mb(process.pid))
     with database.begin("soak.look") as tx:
-        oldest = tx.scalar("SELECT extract(epoch FROM %(now)s - min(state_since))::float8 FROM rule WHERE state = 'declared'")
+        oldest = tx.scalar(
+            """SELECT extract(epoch FROM %(now)s - min(greatest(state_since, starts_at)))::float8
+                 FROM rule WHERE state = 'declared' AND coalesce(starts_at <= %(now)s, true)"""
+        )
         watch.oldest_unjudged_s = max(watch.oldest_unjudged_s, oldest or 0.0)
         watch.queue.append(tx.scalar("SELECT count(*) FROM request"))
 

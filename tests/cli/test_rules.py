@@ -125,6 +125,23 @@ def test_a_rule_is_moved_and_shows_where_to(admin: Admin, eb: World) -> None:
     assert "is on cape-t1 already" in admin.error("rule", "move", new, "cape-t1", status=2)
 
 
+def test_a_rule_that_begins_later_says_when_and_can_be_told_otherwise(admin: Admin, eb: World) -> None:
+    words = ("test:eb", "--copies", "2", "--on", "tier=1", "--delay", "12h", "--lifetime", "30d")
+    assert "begins          2026-01-01" in admin("rule", "plan", *words)
+    text = admin("rule", "add", *words)
+    rule = text.split()[1]
+    assert "declared  begins at 2026-01-01T12:00:00Z" in text
+    eb.settle()
+    assert "it begins: the judge places it" in admin("rule", "show", rule)
+    assert "begins at 2026-01-02T00:00:00Z" in admin("rule", "set", rule, "--delay", "1d")
+    assert "begins at 2026-01-03T00:00:00Z" in admin("rule", "set", rule, "--starts", "2026-01-03T00:00:00Z")
+    assert "before it begins" in admin.error("rule", "set", rule, "--expires", "2026-01-02T00:00:00Z", status=2)
+    assert "begins" not in admin("rule", "set", rule, "--starts", "now")
+    eb.settle()
+    assert admin("rule", "show", rule).startswith(" ok")
+    assert "has begun" in admin.error("rule", "set", rule, "--delay", "1h", status=1)
+
+
 def test_the_same_call_with_the_same_key_makes_one_rule(admin: Admin, eb: World) -> None:
     assert declare(admin, "--idempotency-key", "k1") == declare(admin, "--idempotency-key", "k1")
     error = admin.error("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", status=1)

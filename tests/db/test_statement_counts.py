@@ -124,7 +124,7 @@ Call = Callable[[Tx, Rows], Any]
 
 
 def new_rules(rows: Rows) -> list[rules.NewRule]:
-    fixed = (None, "dataset", None, None, 3, "default", None, False, None, None, None)
+    fixed = (None, "dataset", None, None, 3, "default", None, False, None, None, None, None, None)
     return [rules.NewRule(file_id, 1, 2, 1, *fixed) for file_id in rows.files]
 
 

@@ -83,6 +83,7 @@ class Story(RuleBasedStateMachine):
         self.members: dict[str, set[str]] = {dataset: set() for dataset in DATASETS}
         self.promises: dict[str, Promise] = {}
         self.moves: dict[str, str] = {}  # old rule to new
+        self.starts: dict[str, datetime] = {}  # of delayed rules
         self.away: set[str] = set()
         self.harm: set[tuple[str, str]] = set()  # (file, storage) that the story spoilt
         for dataset in DATASETS:
@@ -131,15 +132,21 @@ class Story(RuleBasedStateMachine):
         expression=st.sampled_from(EXPRESSIONS),
         grouping=st.sampled_from(["all", "dataset", "none"]),
         lifetime_s=st.sampled_from([None, None, 7200]),
+        delay_s=st.sampled_from([None, None, 600, 5000]),
     )
-    def declare(self, on: str, copies: int, expression: str, grouping: str, lifetime_s: int | None) -> None:
+    def declare(
+        self, on: str, copies: int, expression: str, grouping: str, lifetime_s: int | None, delay_s: int | None
+    ) -> None:
         if on == "both" and not self._has_box():
             self.world.container("both", *DATASETS)
         try:
-            made = self.world.declare(on, copies, expression, grouping=grouping, lifetime_s=lifetime_s)
+            made = self.world.declare(on, copies, expression, grouping=grouping, lifetime_s=lifetime_s, delay_s=delay_s)
         except (CannotPlace, Conflict):
             return  # more copies than match; the same rule stands
-        end = None if lifetime_s is None else self.clock.moment + timedelta(seconds=lifetime_s)
+        start = self.clock.moment + timedelta(seconds=delay_s or 0)
+        end = None if lifetime_s is None else start + timedelta(seconds=lifetime_s)
+        if delay_s:
+            self.starts[made] = start
         self.promises[made] = Promise(on, copies, places(expression), end)
 
     def _has_box(self) -> bool:
@@ -230,6 +237,10 @@ class Story(RuleBasedStateMachine):
             found = verify.verify(tx) + verify.verify_files(tx)
         left = [finding for finding in found if not self._is_known(str(finding))]
         assert left == [], "\n".join(map(str, left))
+        for uuid in self.starts.keys() & self.promises.keys():
+            if self.starts[uuid] > self.clock.moment:
+                facts = self.world.rule(uuid)
+                assert facts["state"] == "declared" and not facts["progress"]["locks"], facts
 
     def _is_known(self, finding: str) -> bool:
         if any(f"storage {storage}:" in finding for storage in self.away) and "can be compared" in finding:

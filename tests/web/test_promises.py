@@ -252,6 +252,19 @@ def test_a_rule_is_moved_by_its_account_and_nobody_else(user: Caller, other: Cal
         assert user.post(onward, body, status)["field"] == field
 
 
+def test_a_rule_begins_later_and_its_start_is_changed(user: Caller, dataset: str) -> None:
+    rule = user.post("/rules", wish(delay_s=3600, lifetime_s=60))
+    assert rule["starts_at"] < rule["expires_at"] and rule["next_judge_at"] == rule["starts_at"]
+    at = f"/rules/{rule['id']}"
+    assert user.patch(at, {"starts_at": "2100-01-01T00:00:00Z", "expires_at": None})["reason"].startswith("begins at 2100")
+    assert user.post("/rules/plan", wish(copies=1, starts_at="2100-01-01T00:00:00Z"), 200)["starts_at"]
+    for body in ({"delay_s": -1}, {"delay_s": 1, "starts_at": "2100-01-01T00:00:00Z"}, {"delay_s": True}):
+        assert user.patch(at, body, 400)["field"] == "delay_s"
+    assert user.patch(at, {"starts_at": None})["starts_at"] is None
+    assert user.patch(at, {"delay_s": 5}, 409)["field"] == "delay_s"
+    assert user.post("/rules", wish(copies=1, starts_at="2020-01-01T00:00:00Z"), 400)["field"] == "starts_at"
+
+
 def test_a_plan_tells_what_a_rule_would_do_and_changes_nothing(
     user: Caller, other: Caller, reader: Caller, dataset: str
 ) -> None:

@@ -62,7 +62,9 @@ def wished(command: Any) -> Any:
         click.option("--grouping", help="all, dataset (the default) or none: what stays together."),
         click.option("--weight", metavar="KEY", help="Storages with more of this attribute are taken more often."),
         click.option("--sources", metavar="EXPR", help="Copy only from storages that match."),
-        click.option("--lifetime", type=DURATION, help="e.g. 365d; without it for ever."),
+        click.option("--delay", type=DURATION, help="Begin after this, e.g. 12h; without it at once."),
+        click.option("--starts", type=MOMENT, help="Or the moment it begins."),
+        click.option("--lifetime", type=DURATION, help="From its start, e.g. 365d; without it for ever."),
         click.option("--expires", type=MOMENT, help="Or the moment it ends."),
         click.option("--priority", type=int, help="1 (low) to 5 (urgent); 3 is usual."),
         click.option("--activity", help="What it is for; a word of your own."),
@@ -77,7 +79,7 @@ def wished(command: Any) -> Any:
 
 def body_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The request's members for the words that were given."""
-    names = {"lifetime": "lifetime_s", "expires": "expires_at"}
+    names = {"delay": "delay_s", "starts": "starts_at", "lifetime": "lifetime_s", "expires": "expires_at"}
     return {names.get(key, key): value for key, value in given.items() if value is not None and value is not False}
 
 
@@ -94,7 +96,8 @@ def add_rule(session: Session, idempotency_key: str | None, is_watched: bool, **
     if is_watched:
         watch_rule(session, item["id"])
     else:
-        session.out.said(f"{item['state']:<10}watch it: dlm-admin rule watch {item['id']}", item)
+        begins = f"{item['reason']}   " if item["reason"] else ""
+        session.out.said(f"{item['state']:<10}{begins}watch it: dlm-admin rule watch {item['id']}", item)
 
 
 def wish_of(item: Item) -> str:
@@ -198,10 +201,15 @@ def cancel_rules(session: Session, uuids: Sequence[str]) -> None:
         session.out.said(text, item)
 
 
+_SWITCHES = ("locked", "suspended")  # off is something else than not named
+
+
 @rule.command("set")
 @click.argument("uuid", metavar="RULE")
 @click.option("--copies", type=COPIES, help="More are made; of fewer, the others go once these are verified.")
-@click.option("--lifetime", metavar="DURATION|forever", help="From now.")
+@click.option("--delay", type=DURATION, help="Begin after this; only while it has not begun.")
+@click.option("--starts", metavar="MOMENT|now", help="Or the moment it begins.")
+@click.option("--lifetime", metavar="DURATION|forever", help="From now, or from its start.")
 @click.option("--expires", type=MOMENT, help="Or the moment it ends.")
 @click.option("--priority", type=int, help="1 (low) to 5 (urgent).")
 @click.option("--comment")
@@ -209,18 +217,21 @@ def cancel_rules(session: Session, uuids: Sequence[str]) -> None:
 @click.option("--suspend/--resume", "suspended", default=None, help="Do nothing for it; go on.")
 @click.option("--lock/--unlock", "locked", default=None, help="Forbid cancelling it; allow it.")
 @pass_session
-def set_rule(session: Session, uuid: str, lifetime: str | None, expires: str | None, **given: Any) -> None:
+def set_rule(session: Session, uuid: str, **given: Any) -> None:
     """Change a rule."""
-    body = {key: value for key, value in given.items() if value is not None}
-    if lifetime is not None:
-        body["lifetime_s"] = None if lifetime == "forever" else DURATION.convert(lifetime, None, None)
-    if expires is not None:
-        body["expires_at"] = expires
+    body = body_of({key: value for key, value in given.items() if key not in _SWITCHES})
+    body |= {key: given[key] for key in _SWITCHES if given[key] is not None}
+    if given["lifetime"] is not None:
+        body["lifetime_s"] = None if given["lifetime"] == "forever" else DURATION.convert(given["lifetime"], None, None)
+    if given["starts"] is not None:
+        body["starts_at"] = None if given["starts"] == "now" else MOMENT.convert(given["starts"], None, None)
     if not body:
         raise InvalidInput("nothing to change is named", hint="dlm-admin rule set --help")
     item = session.client.patch(named("rules", uuid), body)
     ends = "for ever" if item["expires_at"] is None else f"until {shown_moment(item['expires_at'])}"
-    words = [f"{item['copies']} × {item['storages']}", f"priority {item['priority']}", ends] + [word for word in ("locked", "suspended") if item[word]]
+    begins = [item["reason"]] if item["state"] == "declared" and item["reason"] else []
+    switches = [word for word in _SWITCHES if item[word]]
+    words = [f"{item['copies']} × {item['storages']}", *begins, f"priority {item['priority']}", ends, *switches]
     session.out.said(f"rule {uuid}  {item['state']} since {shown_ago(item['state_since'])}  {', '.join(words)}", item)
 
 
@@ -236,16 +247,18 @@ def set_rule(session: Session, uuid: str, lifetime: str | None, expires: str | N
 @click.option("--watch", "is_watched", is_flag=True, help="Show progress until the new rule is ok.")
 @pass_session
 def move_rule(session: Session, uuid: str, idempotency_key: str | None, is_watched: bool, **given: Any) -> None:
-    """Move a rule to other storages: a new rule, which has all else of the old one. The old one lets go when that is ok."""
+    """Move a rule to other storages: a new rule with all else of the old one, which lets go when that is ok."""
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
     clearable = ("spread", "weight", "sources")
-    body = {key: None if key in clearable and value == "none" else value for key, value in given.items() if value is not None}
+    body = {key: value for key, value in given.items() if value is not None}
+    body |= {key: None for key in clearable if given[key] == "none"}
     item = session.client.post(named("rules", uuid, "move"), body, headers)
     session.out.line(f"rule {item['id']}  {item['did']}  {wish_of(item)}")
     if is_watched:
         watch_rule(session, item["id"])
     else:
-        session.out.said(f"{item['state']:<10}rule {uuid} stays until it is ok   watch it: dlm-admin rule watch {item['id']}", item)
+        text = f"rule {uuid} stays until it is ok   watch it: dlm-admin rule watch {item['id']}"
+        session.out.said(f"{item['state']:<10}{text}", item)
 
 
 @rule.command("locks")

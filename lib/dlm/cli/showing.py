@@ -106,6 +106,8 @@ def plan(item: Item) -> Iterator[str]:
         "space after", [_space(place) for place in item["destinations"] if place["free_bytes_after"] is not None]
     )
     yield from _rows("not chosen", [[other["storage"], other["reason"]] for other in item["not_chosen"]])
+    if item["starts_at"]:
+        yield f"   {'begins':<16}{shown_moment(item['starts_at'])}; what is told is what it would do now"
     if item["impossible"]:
         yield f"   {coloured('impossible'.ljust(16), 'impossible')}{safe(item['impossible']['reason'] or '')}"
     held = sum(place["already_there"]["bytes"] + place["to_copy"]["bytes"] for place in item["destinations"])

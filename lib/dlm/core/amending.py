@@ -20,7 +20,7 @@ from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, QuotaExceeded
 from dlm.types import Grouping, RuleState
 
-CHANGEABLE = ("copies", "expires_at", "lifetime_s", "priority", "comment", "suspended", "locked", "activity")
+CHANGEABLE = ("copies", "starts_at", "delay_s", "expires_at", "lifetime_s", "priority", "comment", "suspended", "locked", "activity")
 
 
 def update(tx: Tx, uuid: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,19 +55,37 @@ def _new_values(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, A
     probe = rules.Declaration(
         did="", copies=wanted.get("copies"), storages="", priority=wanted.get("priority", 3), comment=wanted.get("comment"),
         lifetime_s=wanted.get("lifetime_s"), expires_at=wanted.get("expires_at"), activity=wanted.get("activity", "default"),
+        starts_at=wanted.get("starts_at"), delay_s=wanted.get("delay_s"),
     )  # fmt: skip
     rules.check_wish(probe, "")
-    rules.check_end(tx, wanted.get("expires_at"), "expires_at")
-    values: dict[str, Any] = {name: wanted[name] for name in ("priority", "comment", "expires_at", "activity") if name in wanted}
-    if "lifetime_s" in wanted:
-        lifetime = wanted["lifetime_s"]
-        values["expires_at"] = None if lifetime is None else tx.now + timedelta(seconds=lifetime)
+    values: dict[str, Any] = {name: wanted[name] for name in ("priority", "comment", "activity") if name in wanted}
+    values |= _new_times(tx, row, wanted)
     if "suspended" in wanted:
         values["is_suspended"] = bool(wanted["suspended"])
     if "locked" in wanted:
         values["is_locked"] = bool(wanted["locked"])
     if "copies" in wanted and wanted["copies"] != row.copies:
         values |= _new_copies(tx, row, wanted["copies"])
+    return values
+
+
+def _new_times(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that another start, end or lifetime sets. What has begun cannot begin again."""
+    values: dict[str, Any] = {}
+    start = row.starts_at if rules.waits(tx, row) else None
+    if "starts_at" in wanted or "delay_s" in wanted:
+        if start is None:
+            raise Conflict(f"rule {row.uuid} has begun", field="starts_at" if "starts_at" in wanted else "delay_s")
+        start = rules.start_of(tx, wanted.get("starts_at"), wanted.get("delay_s"))
+        values |= {"starts_at": start, "reason": rules.waits_for(start)}
+    if "expires_at" in wanted:
+        values["expires_at"] = wanted["expires_at"]
+    if "lifetime_s" in wanted:
+        lifetime = wanted["lifetime_s"]
+        values["expires_at"] = None if lifetime is None else (start or tx.now) + timedelta(seconds=lifetime)
+    rules.check_times(tx, wanted.get("starts_at"), wanted.get("delay_s"), wanted.get("expires_at"))
+    if values and start is not None:
+        rules.check_times(tx, start, None, values.get("expires_at", row.expires_at))
     return values
 
 

@@ -43,7 +43,7 @@ def move(tx: Tx, uuid: str, wanted: Mapping[str, Any], idempotency_key: str | No
     before = retries.made_before(tx, [old.account_id], calls)
     if before is not None:
         return DeclaredRule(before[0], f"{old.scope}:{old.name}", False)
-    _refuse(old, wanted)
+    _refuse(tx, old, wanted)
     made = _declare(tx, _wish(old, wanted, idempotency_key), calls)
     rows.set_successor(tx, old.id, made.id)
     facts = {"to": made.id, "storages": wanted["storages"]}
@@ -51,12 +51,15 @@ def move(tx: Tx, uuid: str, wanted: Mapping[str, Any], idempotency_key: str | No
     return made
 
 
-def _refuse(old: Row[Any], wanted: Mapping[str, Any]) -> None:
+def _refuse(tx: Tx, old: Row[Any], wanted: Mapping[str, Any]) -> None:
     """Refuse what the old rule's state, or what is asked of it, does not allow."""
     if old.state in (RuleState.LETTING_GO, RuleState.GONE):
         raise Conflict(f"rule {old.uuid} has ended", field="rule", hint="declare a rule with the storages you want")
     if old.state == RuleState.WAITING_APPROVAL:
         raise Conflict(f"rule {old.uuid} waits for an approver", field="rule", hint="cancel it and declare another")
+    if rules.waits(tx, old):
+        hint = "it holds nothing yet: cancel it and declare another"
+        raise Conflict(f"rule {old.uuid} {rules.waits_for(old.starts_at)}", field="rule", hint=hint)
     if old.is_locked:
         raise Conflict(f"rule {old.uuid} is locked", field="rule", hint=f"unlock it first: dlm-admin rule set {old.uuid} --unlock")
     if old.moves_to is not None:

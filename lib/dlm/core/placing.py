@@ -66,7 +66,8 @@ def judge_due(tx: Tx, limits: Limits) -> Judged:
     end(tx, [row for row in batch if row.state == RuleState.LETTING_GO], ledger)
     suspended = [row for row in batch if row.is_suspended and row.state != RuleState.LETTING_GO]
     rest = [row for row in batch if row.state != RuleState.LETTING_GO and not row.is_suspended]
-    written = rules.set_states(tx, [(row.id, RuleState.SUSPENDED, row.reason, None) for row in suspended]) if suspended else []
+    resting = [(row.id, RuleState.SUSPENDED, None if row.state == RuleState.DECLARED else row.reason, None) for row in suspended]
+    written = rules.set_states(tx, resting) if suspended else []
     if rest:
         world = World.load(tx, sorted({row.account_id for row in rest}))
         messages, placed = _place(tx, rest, world, limits, ledger)

@@ -106,6 +106,7 @@ def _shown(tx: Tx, rule: Row[Any], rehearsal: Rehearsal, outlook: Sequence[Row[A
         "grouping": rule.grouping,
         "spread": rule.spread,
         "account": rule.account,
+        "starts_at": rule.starts_at,
         "matching": [storage.name for storage in world.matching(rule.storages)],
         "destinations": destinations,
         "transfers": {

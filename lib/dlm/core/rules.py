@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from sqlalchemy.engine import Row
@@ -41,7 +41,9 @@ class Declaration:
     spread: str | None = None
     weight: str | None = None
     sources: str | None = None
-    lifetime_s: float | None = None
+    starts_at: datetime | None = None
+    delay_s: float | None = None
+    lifetime_s: float | None = None  # from its start
     expires_at: datetime | None = None
     priority: int = 3
     activity: str = "default"
@@ -82,7 +84,7 @@ def declare(
     if (before := _made_before(tx, wishes, owners, calls)) is not None:
         return before  # asked first: what was true when they were made need not be true for the retry
     for index, wish in enumerate(wishes):
-        check_end(tx, wish.expires_at, f"{_field(wishes, index)}expires_at")
+        check_times(tx, wish.starts_at, wish.delay_s, wish.expires_at, _field(wishes, index))
     prepared = _prepare(tx, wishes, owners, calls)
     made = rules.add(tx, prepared)
     if None in made:
@@ -108,14 +110,7 @@ def check_wish(wish: Declaration, at: str) -> None:
         raise InvalidInput(f"{wish.grouping!r} is no grouping", field=f"{at}grouping", hint="all, dataset or none")
     if not 1 <= wish.priority <= 5:
         raise InvalidInput(f"priority is {wish.priority}", field=f"{at}priority", hint="1 (low) to 5 (urgent)")
-    if wish.lifetime_s is not None and wish.expires_at is not None:
-        raise InvalidInput("both a lifetime and an end are given", field=f"{at}expires_at", hint="give one of them")
-    if wish.lifetime_s is not None and wish.lifetime_s <= 0:
-        raise InvalidInput(f"a lifetime of {wish.lifetime_s:g} s is over at once", field=f"{at}lifetime_s", hint=OVER)
-    if wish.lifetime_s is not None and not wish.lifetime_s <= MAX_LIFETIME_S:
-        raise InvalidInput(f"lifetime_s is {wish.lifetime_s}", field=f"{at}lifetime_s", hint="seconds from now, up to 1000 years")
-    if wish.expires_at is not None and wish.expires_at.tzinfo is None:
-        raise InvalidInput("expires_at has no time zone", field=f"{at}expires_at", hint="e.g. 2027-01-01T00:00:00Z")
+    _check_moments(wish, at)
     if wish.idempotency_key is not None and not 1 <= len(wish.idempotency_key) <= MAX_KEY:
         raise InvalidInput(f"the key has {len(wish.idempotency_key)} characters", field="Idempotency-Key", hint=f"1 to {MAX_KEY}")
     for key in ("spread", "weight"):
@@ -125,10 +120,54 @@ def check_wish(wish: Declaration, at: str) -> None:
     names.check_text(wish.activity, f"{at}activity", required=True)
 
 
-def check_end(tx: Tx, expires_at: datetime | None, at: str) -> None:
-    """Refuse an end that is over: the promise would be lost without a word."""
+def _check_moments(wish: Declaration, at: str) -> None:
+    """Refuse moments and spans that mean nothing, or too much."""
+    if wish.lifetime_s is not None and wish.expires_at is not None:
+        raise InvalidInput("both a lifetime and an end are given", field=f"{at}expires_at", hint="give one of them")
+    if wish.lifetime_s is not None and wish.lifetime_s <= 0:
+        raise InvalidInput(f"a lifetime of {wish.lifetime_s:g} s is over at once", field=f"{at}lifetime_s", hint=OVER)
+    if wish.lifetime_s is not None and not wish.lifetime_s <= MAX_LIFETIME_S:
+        raise InvalidInput(f"lifetime_s is {wish.lifetime_s}", field=f"{at}lifetime_s", hint="seconds from its start, up to 1000 years")
+    if wish.starts_at is not None and wish.delay_s is not None:
+        raise InvalidInput("both a start and a delay are given", field=f"{at}delay_s", hint="give one of them")
+    if wish.delay_s is not None and not 0 <= wish.delay_s <= MAX_LIFETIME_S:
+        raise InvalidInput(f"delay_s is {wish.delay_s:g}", field=f"{at}delay_s", hint="seconds from now, up to 1000 years")
+    for key in ("starts_at", "expires_at"):
+        if (moment := getattr(wish, key)) is not None and moment.tzinfo is None:
+            raise InvalidInput(f"{key} has no time zone", field=f"{at}{key}", hint="e.g. 2027-01-01T00:00:00Z")
+
+
+def check_times(tx: Tx, starts_at: datetime | None, delay_s: float | None, expires_at: datetime | None, at: str = "") -> None:
+    """Refuse a start or an end that is over, and an end before the start: the promise would be lost without a word."""
     if expires_at is not None and expires_at <= tx.now:
-        raise InvalidInput(f"{expires_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {tx.now:%Y-%m-%dT%H:%M:%SZ}", field=at, hint=OVER)
+        raise InvalidInput(f"{expires_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {told(tx.now)}", field=f"{at}expires_at", hint=OVER)
+    if starts_at is not None and starts_at <= tx.now:
+        hint = "leave it out to begin at once"
+        raise InvalidInput(f"{starts_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {told(tx.now)}", field=f"{at}starts_at", hint=hint)
+    start = start_of(tx, starts_at, delay_s)
+    if start is not None and expires_at is not None and expires_at <= start:
+        detail = f"it would end, at {told(expires_at)}, before it begins, at {told(start)}"
+        raise InvalidInput(detail, field=f"{at}expires_at", hint="a lifetime counts from its start")
+
+
+def start_of(tx: Tx, starts_at: datetime | None, delay_s: float | None) -> datetime | None:
+    """When a rule begins; None: at once."""
+    return tx.now + timedelta(seconds=delay_s) if delay_s else starts_at
+
+
+def told(at: datetime) -> str:
+    """A moment as messages show it: `2027-01-01T00:00:00Z`."""
+    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def waits(tx: Tx, row: Row[Any]) -> bool:
+    """True while the rule waits for its start: it holds nothing."""
+    return bool(row.state == RuleState.DECLARED and row.starts_at is not None and row.starts_at > tx.now)
+
+
+def waits_for(starts_at: datetime | None) -> str | None:
+    """The reason of a rule that waits for its start."""
+    return None if starts_at is None else f"begins at {told(starts_at)}"
 
 
 def _made_before(
@@ -174,9 +213,9 @@ def _account(tx: Tx, wish: Declaration) -> str:
 
 
 def _row(tx: Tx, wish: Declaration, did_id: int, account_id: int, call: retries.Call, ids: tuple[int, int | None]) -> rules.NewRule:
-    expires_at = wish.expires_at
+    starts_at, expires_at = start_of(tx, wish.starts_at, wish.delay_s), wish.expires_at
     if wish.lifetime_s is not None:
-        expires_at = tx.now + timedelta(seconds=wish.lifetime_s)
+        expires_at = (starts_at or tx.now) + timedelta(seconds=wish.lifetime_s)
     return rules.NewRule(
         did_id=did_id,
         account_id=account_id,
@@ -190,6 +229,8 @@ def _row(tx: Tx, wish: Declaration, did_id: int, account_id: int, call: retries.
         activity=wish.activity,
         comment=wish.comment,
         is_locked=wish.locked,
+        starts_at=starts_at,
+        reason=waits_for(starts_at),
         expires_at=expires_at,
         idempotency_key=call.key,
         wish_digest=call.digest,
@@ -267,8 +308,8 @@ def _refuse_standing(
     if differs and not differs[-1].startswith("ends"):  # only its end can be changed
         way = f"dlm-admin rule show {standing.uuid}; to have it otherwise, cancel it and declare this one"
     detail = f"rule {standing.uuid} asks for this already"
-    told = f"{detail}, differently: {', '.join(differs)}" if differs else detail
-    raise Conflict(told, field=f"{at}did", hint=way, rule=standing.uuid)
+    detail = f"{detail}, differently: {', '.join(differs)}" if differs else detail
+    raise Conflict(detail, field=f"{at}did", hint=way, rule=standing.uuid)
 
 
 def _differences(standing: Row[Any] | None, new: rules.NewRule) -> list[str]:
@@ -276,14 +317,16 @@ def _differences(standing: Row[Any] | None, new: rules.NewRule) -> list[str]:
     if standing is None:
         return []
     pairs = [(key, getattr(standing, key), getattr(new, key)) for key in ("spread", "grouping", "weight")]
-    told = [f"{key} {had or 'none'}, not {asked or 'none'}" for key, had, asked in pairs if had != asked]
+    differs = [f"{key} {had or 'none'}, not {asked or 'none'}" for key, had, asked in pairs if had != asked]
+    if standing.starts_at != new.starts_at:
+        differs.append(f"begins {_moment(standing.starts_at, 'at once')}, not {_moment(new.starts_at, 'at once')}")
     if standing.expires_at != new.expires_at:
-        told.append(f"ends {_end(standing.expires_at)}, not {_end(new.expires_at)}")
-    return told
+        differs.append(f"ends {_moment(standing.expires_at, 'never')}, not {_moment(new.expires_at, 'never')}")
+    return differs
 
 
-def _end(at: datetime | None) -> str:
-    return "never" if at is None else f"{at:%Y-%m-%dT%H:%M:%SZ}"
+def _moment(at: datetime | None, without: str) -> str:
+    return without if at is None else told(at)
 
 
 def _facts(wish: Declaration) -> dict[str, Any]:
@@ -350,6 +393,7 @@ def shown(row: Row[Any]) -> dict[str, Any]:
         "suspended": row.is_suspended,
         "created_at": row.created_at,
         "state_since": row.state_since,
+        "starts_at": row.starts_at,
         "expires_at": row.expires_at,
         "next_judge_at": row.next_judge_at,
         "moves_to": row.moves_to,

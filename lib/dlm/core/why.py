@@ -223,6 +223,7 @@ def _next_of_rules(above: Sequence[Row[Any]]) -> dict[str, Any]:
 
 # --- a rule ----------------------------------------------------------------------------------------------------
 
+_BEGINS = "it begins: the judge places it; until then it holds nothing"
 _NEXT_OF_RULE = {
     RuleState.DECLARED: "the judge places it",
     RuleState.WAITING_APPROVAL: "it waits for an approver",
@@ -263,7 +264,7 @@ def rule(tx: Tx, uuid: str) -> dict[str, Any]:
         "reason": row.reason or _held_up(waiting),
         "progress": shown["progress"],
         "chain": chain,
-        "next": _next(row.next_judge_at, _NEXT_OF_RULE[RuleState(row.state)]),
+        "next": _next(row.next_judge_at, _BEGINS if rules.waits(tx, row) else _NEXT_OF_RULE[RuleState(row.state)]),
     }
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.engine import Row
 
 from dlm.db.below import files_of
 from dlm.db.engine import Tx
+from dlm.db.rules import WAITS
 
 _RULE = """
     r.id, r.did_id, d.kind, d.files, d.size_bytes, r.account_id, r.copies, e.id AS expression_id, e.canonical, e.storage_ids,
@@ -21,7 +22,7 @@ def claim_rules(tx: Tx, limit: int) -> Sequence[Row[Any]]:
     """Rules whose look is due, held for this transaction, longest due first; one statement."""
     return tx.rows(
         f"""SELECT {_RULE} FROM rule r JOIN did d ON d.id = r.did_id JOIN expression e ON e.id = r.expression_id
-             WHERE r.next_judge_at <= %(now)s
+             WHERE r.next_judge_at <= %(now)s AND NOT {WAITS}
              ORDER BY r.next_judge_at, r.id LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED""",
         limit=limit,
     )
@@ -49,10 +50,11 @@ def none_rules_above(tx: Tx, file_ids: Sequence[int]) -> Sequence[int]:
 
 
 def rules_to_judge(tx: Tx, rule_ids: Sequence[int]) -> Sequence[Row[Any]]:
-    """Those of the rules, which the caller has locked, that live and are not suspended, by id; one statement."""
+    """Those of the rules, which the caller has locked, that live, have begun and are not suspended, by id; one statement."""
     return tx.rows(
         f"""SELECT {_RULE} FROM rule r JOIN did d ON d.id = r.did_id JOIN expression e ON e.id = r.expression_id
              WHERE r.id = ANY (%(ids)s::bigint[]) AND NOT r.is_suspended AND r.state NOT IN ('letting_go', 'gone', 'waiting_approval')
+               AND NOT {WAITS}
              ORDER BY r.id""",
         ids=list(rule_ids),
     )

@@ -283,6 +283,7 @@ rule = Table(
     Column("wish_digest", BYTEA),  # with a key: SHA-256 of all that was asked with it
     _at("created_at", nullable=False),
     _at("state_since", nullable=False),
+    _at("starts_at"),  # while `declared` and before that it holds nothing, and nothing wakes it
     _at("expires_at"),
     _at("next_judge_at"),  # null: nothing to do until a change or the resync says so; only `ok`, `suspended`, `gone` may rest
     Column("place_after", BigInteger),  # grouping none: files up to this id have their locks (null: all have)

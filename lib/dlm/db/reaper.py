@@ -12,11 +12,13 @@ from sqlalchemy.engine import Row
 from dlm.db import arrays
 from dlm.db.engine import Tx
 from dlm.db.letting_go import PROTECTED
+from dlm.db.rules import WAITS
 
 LANE_LOCK = 0x646C6D02  # advisory, with the storage id: one reaper at a time marks there, so budgets hold
 _REAPABLE = "('available', 'unverified', 'bad', 'lost')"
 _HELD = """EXISTS (SELECT FROM breaker b WHERE b.act = 'delete' AND b.closed_at IS NULL
                       AND (b.storage_id IS NULL OR b.storage_id = s.id))"""
+_COPIES = f"CASE WHEN {WAITS} THEN 1 ELSE r.copies END"
 _OPEN = f"s.can_delete AND s.is_available AND s.deleted_at IS NULL AND NOT {_HELD}"
 
 
@@ -125,22 +127,23 @@ def load_wanted(tx: Tx, file_ids: Iterable[int]) -> dict[int, int]:
     """The largest number of copies that a rule not letting go wants of each file (absent: none); one statement.
 
     Rules on the file and on every collection above it count. A rule for all that match wants as many copies as it
-    has locks covering the file, and at least one, as it may not have been judged yet.
+    has locks covering the file, and at least one, as it may not have been judged yet. One that waits for its start wants
+    that something is left to copy then: one.
     """
     rows = tx.rows(
-        """WITH RECURSIVE file (id) AS (SELECT unnest(%(files)s::bigint[])),
+        f"""WITH RECURSIVE file (id) AS (SELECT unnest(%(files)s::bigint[])),
                 parent AS MATERIALIZED (SELECT f.id, a.parent_id FROM file f JOIN attachment a ON a.child_id = f.id),
                 above (start_id, did_id) AS (
                     SELECT DISTINCT parent_id, parent_id FROM parent
                      UNION
                     SELECT b.start_id, a.parent_id FROM above b JOIN attachment a ON a.child_id = b.did_id),
                 wish (did_id, rule_id, copies) AS MATERIALIZED (
-                    SELECT b.start_id, r.id, r.copies FROM above b JOIN rule r ON r.did_id = b.did_id
+                    SELECT b.start_id, r.id, {_COPIES} FROM above b JOIN rule r ON r.did_id = b.did_id
                      WHERE r.state NOT IN ('letting_go', 'gone')),
                 holder (file_id, rule_id, copies) AS (
                     SELECT p.id, w.rule_id, w.copies FROM parent p JOIN wish w ON w.did_id = p.parent_id
                      UNION
-                    SELECT f.id, r.id, r.copies FROM file f JOIN rule r ON r.did_id = f.id
+                    SELECT f.id, r.id, {_COPIES} FROM file f JOIN rule r ON r.did_id = f.id
                      WHERE r.state NOT IN ('letting_go', 'gone'))
            SELECT h.file_id, max(coalesce(h.copies, greatest(1, (
                       SELECT count(DISTINCT l.storage_id) FROM lock l

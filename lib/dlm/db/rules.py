@@ -14,11 +14,14 @@ from dlm.types import RuleState
 
 LIVE = "('declared', 'waiting_approval', 'suspended', 'impossible', 'stuck', 'replicating', 'ok')"
 
+# A delayed rule before its start. Whatever else happens to it, it is not judged: it would be placed.
+WAITS = "(r.state = 'declared' AND r.starts_at IS NOT NULL AND r.starts_at > %(now)s)"
+
 _SHOWN = """
     r.id, r.uuid, r.did_id, sc.name AS scope, d.name AS name, d.kind, d.files, d.size_bytes, a.name AS account, r.copies,
     r.account_id, r.expression_id, r.surplus_after,
     e.canonical AS storages, se.canonical AS sources, r.grouping, r.spread, r.weight, r.state, r.reason, r.priority, r.activity,
-    r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.expires_at, r.next_judge_at, n.uuid AS moves_to,
+    r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.starts_at, r.expires_at, r.next_judge_at, n.uuid AS moves_to,
     (SELECT p.uuid FROM rule p WHERE p.successor_id = r.id AND p.state NOT IN ('letting_go', 'gone') LIMIT 1) AS moves_from"""
 _FROM = """
     FROM rule r JOIN did d ON d.id = r.did_id JOIN scope sc ON sc.id = d.scope_id JOIN account a ON a.id = r.account_id
@@ -43,6 +46,8 @@ class NewRule:
     activity: str
     comment: str | None
     is_locked: bool
+    starts_at: datetime | None
+    reason: str | None
     expires_at: datetime | None
     idempotency_key: str | None
     wish_digest: bytes | None
@@ -71,17 +76,18 @@ def add(tx: Tx, rules: Sequence[NewRule]) -> list[Row[Any] | None]:
     """Insert the rules; each one's (id, uuid), in order, or None where a live rule or the key stands already; one statement."""
     rows = tx.rows(
         """INSERT INTO rule (did_id, account_id, copies, expression_id, source_expression_id, grouping, spread, weight, priority,
-                             activity, comment, is_locked, expires_at, idempotency_key, wish_digest,
+                             activity, comment, is_locked, starts_at, reason, expires_at, idempotency_key, wish_digest,
                              created_at, state_since, next_judge_at, place_after)
            SELECT did_id, account_id, nullif(copies, 0), expression_id, nullif(source_id, 0), grouping::rule_grouping, spread, weight,
-                  priority, activity, comment, is_locked, expires_at, key, digest, %(now)s, %(now)s, %(now)s,
+                  priority, activity, comment, is_locked, starts_at, reason, expires_at, key, digest, %(now)s, %(now)s,
+                  greatest(%(now)s, starts_at),
                   CASE WHEN grouping = 'none' THEN 0 END
              FROM unnest(%(dids)s::bigint[], %(accounts)s::int[], %(copies)s::int[], %(expressions)s::int[], %(sources)s::int[],
                          %(groupings)s::text[], %(spreads)s::text[], %(weights)s::text[], %(priorities)s::smallint[],
-                         %(activities)s::text[], %(comments)s::text[], %(locked)s::bool[], %(expires)s::timestamptz[], %(keys)s::text[],
-                         %(digests)s::bytea[])
+                         %(activities)s::text[], %(comments)s::text[], %(locked)s::bool[], %(starts)s::timestamptz[],
+                         %(reasons)s::text[], %(expires)s::timestamptz[], %(keys)s::text[], %(digests)s::bytea[])
                   AS n (did_id, account_id, copies, expression_id, source_id, grouping, spread, weight, priority, activity, comment,
-                        is_locked, expires_at, key, digest)
+                        is_locked, starts_at, reason, expires_at, key, digest)
            ON CONFLICT DO NOTHING
            RETURNING id, uuid, did_id, account_id, expression_id, coalesce(copies, 0) AS copies""",
         dids=[rule.did_id for rule in rules],
@@ -96,6 +102,8 @@ def add(tx: Tx, rules: Sequence[NewRule]) -> list[Row[Any] | None]:
         activities=[rule.activity for rule in rules],
         comments=[rule.comment for rule in rules],
         locked=[rule.is_locked for rule in rules],
+        starts=[rule.starts_at for rule in rules],
+        reasons=[rule.reason for rule in rules],
         expires=[rule.expires_at for rule in rules],
         keys=[rule.idempotency_key for rule in rules],
         digests=[rule.wish_digest for rule in rules],
@@ -226,10 +234,15 @@ def raise_requests(tx: Tx, rule_id: int) -> None:
 
 
 def change(tx: Tx, rule_id: int, values: Mapping[str, Any]) -> None:
-    """Set columns of one rule and have it judged again; the caller names only columns of the schema; one statement."""
+    """Set columns of one rule and have it judged again, not before its start; one statement.
+
+    The caller names only columns of the schema.
+    """
     columns = ", ".join(f"{name} = %({name})s" for name in values)
     columns += ", state_since = %(now)s" if "state" in values else ""
-    tx.run(f"UPDATE rule SET {columns}, next_judge_at = %(now)s WHERE id = %(id)s", id=rule_id, **values)
+    start = "%(starts_at)s::timestamptz" if "starts_at" in values else "starts_at"
+    due = f"CASE WHEN state = 'declared' THEN greatest(%(now)s, {start}) ELSE %(now)s END"
+    tx.run(f"UPDATE rule SET {columns}, next_judge_at = {due} WHERE id = %(id)s", id=rule_id, **values)
 
 
 def let_go(tx: Tx, ids: Sequence[int], reason: str) -> Sequence[Row[Any]]:
@@ -305,14 +318,14 @@ def hold(tx: Tx, ids: Iterable[int]) -> None:
 
 
 def wake(tx: Tx, ids: Sequence[int], due: datetime | None = None) -> None:
-    """Have these rules judged at `due` (default now) at the latest; one statement.
+    """Have these rules judged at `due` (default now) at the latest, without those that wait for their start; one statement.
 
     Waits for whoever judges one of them now, even if it is due already. Otherwise: 1. a judge has counted a rule, and
     not committed; 2. a replica is lost, and the rule seems due as it is; 3. the judge commits `ok`, until tomorrow.
     """
     tx.run(
-        f"""WITH held AS (SELECT id FROM rule WHERE id = ANY (%(ids)s::bigint[]) AND NOT is_suspended AND state IN {LIVE}
-                           ORDER BY id FOR UPDATE)
+        f"""WITH held AS (SELECT id FROM rule r WHERE id = ANY (%(ids)s::bigint[]) AND NOT is_suspended AND state IN {LIVE}
+                             AND NOT {WAITS} ORDER BY id FOR UPDATE)
            UPDATE rule r SET next_judge_at = least(r.next_judge_at, %(due)s) FROM held WHERE r.id = held.id""",
         ids=list(ids),
         due=due or tx.now,
@@ -320,9 +333,10 @@ def wake(tx: Tx, ids: Sequence[int], due: datetime | None = None) -> None:
 
 
 def place_again(tx: Tx, ids: Sequence[int]) -> None:
-    """Have these rules judged now, those of grouping none from their first file on; one statement."""
+    """Have these rules judged now, those of grouping none from their first file on; none before its start; one statement."""
     tx.run(
-        f"""WITH held AS (SELECT id FROM rule WHERE id = ANY (%(ids)s::bigint[]) AND NOT is_suspended AND state IN {LIVE} ORDER BY id FOR UPDATE)
+        f"""WITH held AS (SELECT id FROM rule r WHERE id = ANY (%(ids)s::bigint[]) AND NOT is_suspended AND state IN {LIVE}
+                             AND NOT {WAITS} ORDER BY id FOR UPDATE)
            UPDATE rule r SET next_judge_at = %(now)s, place_after = CASE WHEN r.grouping = 'none' THEN 0 ELSE r.place_after END
              FROM held WHERE r.id = held.id""",
         ids=list(ids),

@@ -49,7 +49,9 @@ class RuleBody(Schema):
     spread = Words(500, allow_none=True, metadata={"description": "copies differ in this key", "example": "site"})
     weight = Words(500, allow_none=True)
     sources = Words(4096, allow_none=True, metadata={"description": "copy only from storages that match"})
-    lifetime_s = Number(0, LIFETIME_S, allow_none=True)
+    starts_at = Moment(allow_none=True, metadata={"description": "until then it holds nothing; without it, at once"})
+    delay_s = Number(0, LIFETIME_S, allow_none=True, metadata={"description": "or so long from now"})
+    lifetime_s = Number(0, LIFETIME_S, allow_none=True, metadata={"description": "from its start"})
     expires_at = Moment(allow_none=True)
     priority = Whole(1, 5, load_default=3)
     activity = Words(500, load_default="default")
@@ -64,8 +66,12 @@ class RulesBody(Schema):
 
 class RuleChange(Schema):
     copies = Copies()
+    starts_at = Moment(allow_none=True, metadata={"description": "while it has not begun; null: now"})
+    delay_s = Number(0, LIFETIME_S)
     expires_at = Moment(allow_none=True)
-    lifetime_s = Number(0, LIFETIME_S, allow_none=True, metadata={"description": "from now; null: for ever"})
+    lifetime_s = Number(
+        0, LIFETIME_S, allow_none=True, metadata={"description": "from now, or from its start; null: for ever"}
+    )
     priority = Whole(1, 5)
     comment = Words(1000, least=0, allow_none=True)
     activity = Words(500)
@@ -111,6 +117,9 @@ class Rule(Answer):
     suspended = fields.Boolean(required=True)
     created_at = fields.AwareDateTime(required=True)
     state_since = fields.AwareDateTime(required=True)
+    starts_at = fields.AwareDateTime(
+        required=True, allow_none=True, metadata={"description": "null: when it was declared"}
+    )
     expires_at = fields.AwareDateTime(required=True, allow_none=True)
     next_judge_at = fields.AwareDateTime(required=True, allow_none=True)
     moves_to = fields.UUID(
@@ -244,7 +253,7 @@ def show_rule(rule: str) -> dict[str, Any]:
 @blp.arguments(RuleChange)
 @blp.answers(RuleDetails)
 def update_rule(body: dict[str, Any], rule: str) -> dict[str, Any]:
-    """Change a rule's copies, lifetime, priority, comment, activity; suspend and resume; lock and unlock"""
+    """Change a rule's copies, start, lifetime, priority, comment, activity; suspend and resume; lock and unlock"""
     with begin("rule.update") as tx:
         own(rules.require(tx, rule).account)
         return amending.update(tx, rule, body)
@@ -257,7 +266,7 @@ def update_rule(body: dict[str, Any], rule: str) -> dict[str, Any]:
 @blp.answers(RuleDetails, 201)
 @blp.alt_response(200, schema=RuleDetails, description="the same Idempotency-Key made it before", success=True)
 def move_rule(body: dict[str, Any], rule: str) -> tuple[dict[str, Any], int]:
-    """Move a rule to other storages: a new rule, and when that is ok the old one lets go. What is not named stays as it is"""
+    """Move a rule: a new one on other storages, all else as it is; when that is ok the old one lets go"""
     with begin("rule.move") as tx:
         own(rules.require(tx, rule).account)
         made = moving.move(tx, rule, body, request.headers.get("Idempotency-Key"))

@@ -303,6 +303,7 @@ CREATE TABLE rule (
     wish_digest BYTEA,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
     state_since TIMESTAMP WITH TIME ZONE NOT NULL,
+    starts_at TIMESTAMP WITH TIME ZONE,
     expires_at TIMESTAMP WITH TIME ZONE,
     next_judge_at TIMESTAMP WITH TIME ZONE,
     place_after BIGINT,
