@@ -74,6 +74,7 @@ def stages(files: int) -> list[tuple[str, str, int, Callable[[Place], None]]]:
     return [
         ("register", "files/s", files, begin),
         ("vacuum after registering", "s", 1, vacuum),
+        ("fold", "s", 1, fold),
         ("judge", "copies/s", 2 * files, place),
         ("sizes placed", "", files, vacuum),
         ("arrive", "copies/s", 2 * files, arrive),
@@ -157,6 +158,11 @@ def begin(place: Place) -> None:
         worlds.base(tx)
         dids.add_collections(tx, [dids.NewCollection("bench", "ds")])
     register.register(place)
+
+
+def fold(place: Place) -> None:
+    """The judge looks at what was registered, as it would have meanwhile."""
+    worlds.judge_all(place.database)
 
 
 def place(place: Place) -> None:

@@ -80,8 +80,9 @@ def declare(database: Database, did: str, copies: int, on: str) -> str:
 def judge_all(database: Database, **settings: object) -> None:
     """Run the judge until nothing is due."""
     judge = Judge(database, config.load(None, {}, {name: str(value) for name, value in settings.items()}))
-    while judge.run_once().is_full:
-        pass
+    done = judge.run_once()
+    while done.is_full or done.counts:  # what one pass did may be what the next has to look at
+        done = judge.run_once()
 
 
 def files(tx: Tx, number: int, dataset: str = "ds", at: str | None = "origin", size_bytes: int = 1000) -> None:
