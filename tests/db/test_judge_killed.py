@@ -74,7 +74,7 @@ def end_state(world: World) -> list[Any]:
         return [sorted(map(tuple, tx.rows(query)), key=str) for query in queries]
 
 
-STOPS = ("judge.end", "judge.fold", "judge.place", "judge.fill", "judge.let-go", "judge.due")
+STOPS = ("judge.end", "judge.fold", "judge.place", "judge.fill", "judge.fill-parcels", "judge.let-go", "judge.due")
 
 
 def test_the_points_at_which_a_judge_is_killed_are_all_there_are(world: World) -> None:

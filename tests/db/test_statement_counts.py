@@ -26,6 +26,7 @@ from dlm.db import (
     filling,
     judging,
     letting_go,
+    parcels,
     rules,
     status,
     storages,
@@ -37,7 +38,7 @@ from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database, Tx
 from dlm.types import ChangeKind, RuleState
 
-MODULES = (rules, judging, counting, surplus, filling, letting_go, changes, events, usage, storages, tracing, status)
+MODULES = (rules, judging, counting, surplus, filling, parcels, letting_go, changes, events, usage, storages, tracing, status)
 FEW, MANY = 10, 900
 
 
@@ -173,6 +174,20 @@ def with_locks(act: Callable[[Tx, Any], Any]) -> Call:
     return call
 
 
+def with_parcels(act: Callable[[Tx, Any], Any]) -> Call:
+    """A call whose parcels, one for each file's rule, are written before its statements are counted."""
+
+    def call(tx: Tx, rows: Rows) -> None:
+        for file_id, rule in zip(rows.files, rows.rules, strict=True):
+            parcels.add(tx, rule, file_id, file_id, 1, {rows.here: 10}, has_copies=True)
+        held = parcels.claim(tx, 1, rows.number)
+        tx.statements = 0
+        act(tx, held)
+
+    return call
+
+
+PAIRS = "SELECT *, 10 AS size_bytes FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id)"
 LATER = datetime(2026, 2, 1, tzinfo=UTC)
 STORAGE = {
     "type": "disk", "phase": "gas", "capacity_bytes": None, "min_free_bytes": 0, "can_read": True, "can_write": True,
@@ -229,7 +244,7 @@ CALLS: dict[str, Call] = {
     "judging.files_to_place": lambda tx, r: judging.files_to_place(tx, [r.dataset], 0, r.number),
     "judging.file_classes": lambda tx, r: judging.file_classes(tx, r.of_dataset, r.files, [2, 3]),
     "judging.add_file_locks": lambda tx, r: judging.add_file_locks(
-        tx, r.of_dataset, r.files, [2, 3], [([2], [], [3], r.number)]
+        tx, r.of_dataset, r.files, [2, 3], [([2], [], [3], r.number)], as_parcel=True
     ),
     "judging.files_below": lambda tx, r: judging.files_below(tx, r.dataset, r.files),
     "judging.with_harm": lambda tx, r: judging.with_harm(tx, r.files),
@@ -237,6 +252,13 @@ CALLS: dict[str, Call] = {
     "judging.locks_on": lambda tx, r: judging.locks_on(tx, r.files),
     "judging.outlook": lambda tx, r: judging.outlook(tx, r.of_dataset),
     "filling.fill": lambda tx, r: filling.fill(tx, filling.LOCKS, delta(r), **r.lanes),
+    "filling.fill_alike": lambda tx, r: filling.fill_alike(
+        tx, PAIRS, delta(r), priority=3, activity="default", **r.columns
+    ),
+    "parcels.add": lambda tx, r: parcels.add(tx, r.of_dataset, 1, r.number, 1, {r.here: 10}, has_copies=True),
+    "parcels.claim": lambda tx, r: parcels.claim(tx, 1, r.number),
+    "parcels.count": with_parcels(parcels.count),
+    "parcels.remove": with_parcels(parcels.remove),
     "filling.claim_small": lambda tx, r: filling.claim_small(tx, 10, r.number),
     "filling.claim_large": lambda tx, r: filling.claim_large(tx, 5),
     "filling.chunk_end": lambda tx, r: filling.chunk_end(tx, r.dataset, 0, r.number),

@@ -19,7 +19,7 @@ from dlm.core.ledger import Ledger, Replan
 from dlm.core.placement import Present
 from dlm.core.sharing import FileClass, Sharing, shares
 from dlm.core.view import World, wish_of
-from dlm.db import counting, dids, events, filling, judging, rules
+from dlm.db import counting, dids, events, filling, judging, parcels, rules
 from dlm.db.engine import Tx
 from dlm.errors import InvalidInput
 from dlm.types import DidKind, Grouping, RuleState, Storage
@@ -70,10 +70,10 @@ def judge_due(tx: Tx, limits: Limits) -> Judged:
     written = rules.set_states(tx, resting) if suspended else []
     if rest:
         world = World.load(tx, sorted({row.account_id for row in rest}))
-        messages, placed = _place(tx, rest, world, limits, ledger)
+        placed = _place(tx, rest, world, limits, ledger)
         again = trimming.trim(tx, [row for row in rest if row.surplus_after is not None], world, ledger, limits.chunk_files)
-        written = [*written, *_grade(tx, rest, messages, placed, again, limits)]
-        result.locks = sum(placed.values())
+        written = [*written, *_grade(tx, rest, placed, again, limits)]
+        result.locks = sum(placed.locks.values())
     for row in written:
         result.states[row.state] = result.states.get(row.state, 0) + 1
     _record_states(tx, written)
@@ -119,10 +119,17 @@ def _affordable(claimed: Sequence[Row[Any]], chunk_files: int) -> Sequence[Row[A
     return claimed
 
 
-def _place(
-    tx: Tx, due: Sequence[Row[Any]], world: World, limits: Limits, ledger: Ledger
-) -> tuple[dict[int, str], dict[int, int]]:
-    """Write the locks that the rules miss; (why a copy is impossible, number of new locks), by rule."""
+@dataclass(slots=True)
+class Placed:
+    """What placing came to, by rule."""
+
+    locks: dict[int, int]  # new ones
+    messages: dict[int, str] = field(default_factory=dict)  # why a copy is impossible
+    unfinished: set[int] = field(default_factory=set)  # more of their files wait for their placement
+
+
+def _place(tx: Tx, due: Sequence[Row[Any]], world: World, limits: Limits, ledger: Ledger) -> Placed:
+    """Write the locks that the rules miss."""
     views = load(tx, [row for row in due if row.grouping != Grouping.NONE], world)
     messages: dict[int, str] = {}
     decisions = []
@@ -131,16 +138,11 @@ def _place(
         decisions.append(decision)
         if decision.message:
             messages[decision.rule_id] = decision.message
-    placed = _apply(tx, decisions, {row.id: row for row in due}, world, ledger)
+    placed = Placed(_apply(tx, decisions, {row.id: row for row in due}, world, ledger), messages)
     for row in due:
         if row.grouping == Grouping.NONE and row.place_after is not None:
-            message, count = _place_next_files(tx, row, world, limits.chunk_files, ledger)
-            placed[row.id] = count
-            if row.state == RuleState.IMPOSSIBLE and row.place_after:
-                message = message or row.reason  # an earlier chunk's
-            if message:
-                messages[row.id] = message
-    return messages, placed
+            _place_next_files(tx, row, world, limits.chunk_files, ledger, placed)
+    return placed
 
 
 def _decide(view: RuleView, world: World) -> Decision:
@@ -231,15 +233,25 @@ def explain(decision: Decision, world: World) -> dict[str, Any]:
 
 
 def _place_next_files(
-    tx: Tx, row: Row[Any], world: World, limit: int, ledger: Ledger
-) -> tuple[str | None, int]:
-    """Lock the rule's next chunk of files, and move its cursor; (why copies are impossible, new locks)."""
-    roots = units_of(tx, [row])[row.id]
-    file_ids = judging.files_to_place(tx, roots, row.place_after, limit)
-    message, count = place_files(tx, row, file_ids, world, ledger)
-    done = len(file_ids) < limit
-    rules.change(tx, row.id, {"place_after": None if done else file_ids[-1]})
-    return message, count
+    tx: Tx, row: Row[Any], world: World, limit: int, ledger: Ledger, placed: Placed
+) -> None:
+    """Lock the rule's next chunk of files, and move its cursor."""
+    roots, at_once = units_of(tx, [row])[row.id], files_at_once(row, world, limit)
+    found = judging.files_to_place(tx, roots, row.place_after, at_once + 1)
+    file_ids = found[:at_once]
+    message, placed.locks[row.id] = place_files(tx, row, file_ids, world, ledger, as_parcel=True)
+    if row.state == RuleState.IMPOSSIBLE and row.place_after:
+        message = message or row.reason  # an earlier chunk's
+    if message:
+        placed.messages[row.id] = message
+    if len(found) > at_once:
+        placed.unfinished.add(row.id)
+    rules.change(tx, row.id, {"place_after": file_ids[-1] if len(found) > at_once else None})
+
+
+def files_at_once(row: Row[Any], world: World, limit: int) -> int:
+    """How many files of the rule are placed in one transaction: `limit` is the number of locks."""
+    return max(1, limit // max(1, row.copies or len(world.matching(row.canonical))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,16 +265,19 @@ class Portions:
 
 
 def place_files(
-    tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World, ledger: Ledger
+    tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World, ledger: Ledger, *, as_parcel: bool = False
 ) -> tuple[str | None, int]:
-    """Lock these files, each at storages of its own, by classes; (why copies are impossible, new locks); three statements."""
+    """Lock these files, each at storages of its own, by classes; (why copies are impossible, new locks); four statements.
+
+    `as_parcel`: the files are a run of all that the rule is for, so one row says for all of them what is to be filled.
+    """
     if not file_ids:
         return None, 0
     try:
         portions = share_out(tx, row, file_ids, world)
     except InvalidInput as error:  # a weight that is no number: the rule is impossible, its batch is not
         return error.detail, 0
-    count = _apply_portions(tx, row, portions, ledger)
+    count = _apply_portions(tx, row, portions, ledger, as_parcel)
     return (portions.sharing.message if portions.sharing.missing else None), count
 
 
@@ -279,44 +294,46 @@ def share_out(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> P
     return Portions(file_ids, ids, sharing, taken)
 
 
-def _apply_portions(tx: Tx, row: Row[Any], portions: Portions, ledger: Ledger) -> int:
+def _apply_portions(tx: Tx, row: Row[Any], portions: Portions, ledger: Ledger, as_parcel: bool) -> int:
     """Write the files' locks. The planner counted with the mean size of a class; what they really need is known now."""
     if not portions.shares:
         return 0
-    made = judging.add_file_locks(tx, row.id, portions.file_ids, portions.storage_ids, portions.shares)
+    made = judging.add_file_locks(
+        tx, row.id, portions.file_ids, portions.storage_ids, portions.shares, as_parcel=as_parcel
+    )
     for lock in made:
         ledger.place(row.account_id, lock.storage_id, lock.files, lock.bytes, lock.promised)
+    count = sum(lock.files for lock in made)
+    if as_parcel and count:
+        promised = {lock.storage_id: lock.promised for lock in made}
+        there = any(not set(holders).isdisjoint(chosen) for holders, _, chosen, _ in portions.shares)
+        parcels.add(tx, row.id, portions.file_ids[0], portions.file_ids[-1], count, promised, has_copies=there)
     after = {
         "files": len(portions.file_ids),
         "locks": {str(lock.storage_id): lock.files for lock in made},
         "missing": portions.sharing.missing,
     }
     events.record(tx, "rule", row.id, "placed", cause="judge", after=after)
-    return sum(lock.files for lock in made)
+    return count
 
 
 # --- grading ---------------------------------------------------------------------------------------------------
 
 
 def _grade(
-    tx: Tx,
-    due: Sequence[Row[Any]],
-    messages: Mapping[int, str],
-    placed: Mapping[int, int],
-    again: Mapping[int, float],
-    limits: Limits,
+    tx: Tx, due: Sequence[Row[Any]], placed: Placed, again: Mapping[int, float], limits: Limits
 ) -> Sequence[Row[Any]]:
     """Count what needs counting and write every rule's state; the rows whose state changed; at most three statements.
 
     `again`: in how many seconds to look at the latest.
     """
-    to_count = {row.id for row in due if not placed.get(row.id)}
+    to_count = {row.id for row in due if not placed.locks.get(row.id)} - placed.unfinished
     counted = _count(tx, [row for row in due if row.id in to_count], limits.good_states)
     states = []
     for row in due:
-        grade = judge.grade(counted.get(row.id, Copies()) if row.id in to_count else _COMING, messages.get(row.id))
-        if row.place_after is not None and placed.get(row.id):
-            delay = timedelta(0)  # more files of this rule wait for their placement
+        grade = judge.grade(counted.get(row.id, Copies()) if row.id in to_count else _COMING, placed.messages.get(row.id))
+        if row.id in placed.unfinished:
+            delay = timedelta(0)
         elif grade.state is RuleState.OK:
             delay = judge.resync_delay(row.id, limits.resync_interval_s)
         else:

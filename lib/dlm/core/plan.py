@@ -24,7 +24,7 @@ from dlm.db.engine import Tx
 from dlm.errors import InvalidInput
 from dlm.types import Grouping, ReplicaState, Storage
 
-CHUNK_FILES = 50_000
+CHUNK_LOCKS = 50_000
 MAX_FILES = 100_000  # of grouping none: each is placed by itself, and each is a row that is rolled back
 MAX_REJECTED = 100
 
@@ -76,7 +76,8 @@ def _rehearse(tx: Tx, row: Row[Any], world: World) -> Rehearsal:
 
 def _rehearse_files(tx: Tx, row: Row[Any], world: World, rehearsal: Rehearsal) -> None:
     roots, after, seen = placing.units_of(tx, [row])[row.id], 0, 0
-    while file_ids := judging.files_to_place(tx, roots, after, CHUNK_FILES):
+    at_once = placing.files_at_once(row, world, CHUNK_LOCKS)
+    while file_ids := judging.files_to_place(tx, roots, after, at_once):
         seen += len(file_ids)
         if seen > MAX_FILES:
             detail = f"with grouping none, up to {MAX_FILES:,} files can be planned, and there are more"
@@ -84,7 +85,7 @@ def _rehearse_files(tx: Tx, row: Row[Any], world: World, rehearsal: Rehearsal) -
             raise InvalidInput(detail, field="grouping", hint=hint)
         portions = placing.share_out(tx, row, file_ids, world)
         if portions.shares:
-            judging.add_file_locks(tx, row.id, file_ids, portions.storage_ids, portions.shares)
+            judging.add_file_locks(tx, row.id, file_ids, portions.storage_ids, portions.shares, as_parcel=False)
         rehearsal.note(portions.sharing.missing, portions.sharing.message, portions.sharing.rejected)
         after = file_ids[-1]
 

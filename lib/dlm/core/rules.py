@@ -431,7 +431,7 @@ def locks(tx: Tx, uuid: str, page: Page = names.FIRST_PAGE) -> tuple[list[dict[s
             "size_bytes": lock.size_bytes,
             "files_ok": lock.files_ok,
             "files_stuck": lock.files_stuck,
-            "filled": lock.fill_after is None,
+            "filled": lock.is_filled,
             "created_at": lock.created_at,
         }
         for lock in found[: page.limit]

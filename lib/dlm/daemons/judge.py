@@ -44,6 +44,7 @@ class Judge:
         self._place(done, dry_run)
         self._step(done, "judge.fill", "replicas", lambda tx: consequences.fill_small(tx, limits), dry_run)
         self._step(done, "judge.fill", "replicas", lambda tx: consequences.fill_large(tx, limits), dry_run)
+        self._step(done, "judge.fill-parcels", "replicas", lambda tx: consequences.fill_parcels(tx, limits), dry_run)
         self._step(done, "judge.let-go", "let_go", lambda tx: consequences.let_go_small(tx, limits, window), dry_run)
         self._step(done, "judge.let-go", "let_go", lambda tx: consequences.let_go_large(tx, limits, window), dry_run)
         if not done.is_full:

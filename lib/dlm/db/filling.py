@@ -7,7 +7,7 @@ The locks were committed before; this runs under a later snapshot (architecture 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,19 @@ _MAKE = """
       FROM asked GROUP BY storage_id
     UNION ALL SELECT 0, 0, 0, (SELECT count(*) FROM wish)"""
 
+# The same where every request has the same priority and activity: then the wish need not be joined once more.
+_MAKE_ALIKE = """
+    WITH wish AS MATERIALIZED ({wish}),
+         made AS (INSERT INTO replica (did_id, storage_id, state, size_bytes, created_at)
+                  SELECT did_id, storage_id, 'copying', size_bytes, %(now)s FROM wish ORDER BY did_id, storage_id
+                  ON CONFLICT DO NOTHING RETURNING did_id, storage_id, size_bytes),
+         asked AS (INSERT INTO request (did_id, storage_id, size_bytes, created_at, next_attempt_at, priority, activity)
+                   SELECT did_id, storage_id, size_bytes, %(now)s, %(now)s, %(priority)s::smallint, %(activity)s::text
+                     FROM made ORDER BY did_id, storage_id)
+    SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes, (SELECT count(*) FROM wish) AS wished
+      FROM made GROUP BY storage_id
+    UNION ALL SELECT 0, 0, 0, (SELECT count(*) FROM wish)"""
+
 # A replica that is bad, lost or deleted is made again in place. Bad and lost ones only when a good copy stands elsewhere:
 # otherwise their state is the honest answer, and it is left for the day a good copy turns up. What stands at a path that
 # somebody named and never was the file is perhaps another's: it is not written over.
@@ -118,7 +131,18 @@ class Filled:
 
 def fill(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
     """Make replicas and requests for the wish, adding the bytes reserved to `delta`; one to three statements."""
-    rows = tx.rows(_MAKE.format(wish=wish), **values)
+    return _fill(tx, _MAKE, wish, delta, values)
+
+
+def fill_alike(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
+    """As `fill`, for a wish of (did_id, storage_id, size_bytes); `priority` and `activity` of all are among the values; one
+    to three statements."""
+    whole = f"SELECT w.*, %(priority)s::smallint AS priority, %(activity)s::text AS activity FROM ({wish}) w"
+    return _fill(tx, _MAKE_ALIKE, whole, delta, values)
+
+
+def _fill(tx: Tx, make: str, wish: str, delta: StorageDelta, values: Mapping[str, Any]) -> Filled:
+    rows = tx.rows(make.format(wish=wish), **values)
     made = {row.storage_id: (row.files, row.bytes) for row in rows if row.files}
     if not rows[-1].wished:
         return Filled({}, 0, was_empty=False)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from sqlalchemy.engine import Row
 
+from dlm.db import arrays
 from dlm.db.below import files_of
 from dlm.db.engine import Tx
 from dlm.db.rules import WAITS
@@ -241,6 +242,7 @@ def wake_complete(tx: Tx, rule_ids: Sequence[int]) -> None:
                             AND r.state IN ('declared', 'replicating', 'stuck', 'impossible')
                             AND NOT EXISTS (SELECT FROM lock l WHERE l.rule_id = r.id AND NOT l.is_released
                                                AND l.fill_after IS NOT NULL)
+                            AND NOT EXISTS (SELECT FROM parcel p WHERE p.rule_id = r.id)
                             AND NOT EXISTS (SELECT FROM lock l WHERE l.rule_id = r.id AND NOT l.is_released
                                                AND l.files_ok < l.files)
                           ORDER BY r.id FOR UPDATE OF r)
@@ -263,7 +265,8 @@ def count_copies(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) -> Sequ
                    count(*) FILTER (WHERE r.state IN ('bad', 'lost')) AS harmed,
                    count(*) FILTER (WHERE q.state = 'parked') AS parked,
                    count(*) FILTER (WHERE r.state = 'unverified') AS unverified,
-                   bool_and(f.fill_after IS NULL) AS is_filled, count(*) - count(r.did_id) AS absent
+                   bool_and(f.fill_after IS NULL) AND NOT EXISTS (SELECT FROM parcel p WHERE p.rule_id = f.rule_id) AS is_filled,
+                   count(*) - count(r.did_id) AS absent
               FROM ({files_of("l")}) f
               LEFT JOIN replica r ON r.did_id = f.file_id AND r.storage_id = f.storage_id
               LEFT JOIN request q ON q.did_id = f.file_id AND q.storage_id = f.storage_id AND r.state = 'copying'
@@ -290,16 +293,16 @@ def parked_reasons(tx: Tx, rule_ids: Sequence[int]) -> dict[int, str]:
 
 def files_to_place(tx: Tx, rule_did_ids: Sequence[int], after: int, limit: int) -> Sequence[int]:
     """Ids of the next files below these datasets (or the file itself) beyond `after`, in order; one statement."""
-    rows = tx.rows(
-        """SELECT DISTINCT f.file_id FROM unnest(%(ids)s::bigint[]) AS u (did_id)
+    found = tx.scalar(
+        """SELECT array_agg(file_id ORDER BY file_id) FROM (SELECT DISTINCT f.file_id FROM unnest(%(ids)s::bigint[]) AS u (did_id)
             CROSS JOIN LATERAL (SELECT child_id AS file_id FROM attachment WHERE parent_id = u.did_id AND child_id > %(after)s
                                 UNION ALL SELECT id FROM did WHERE id = u.did_id AND kind = 'file' AND id > %(after)s) f
-            ORDER BY 1 LIMIT %(limit)s""",
+            ORDER BY 1 LIMIT %(limit)s) n""",
         ids=list(rule_did_ids),
         after=after,
         limit=limit,
     )
-    return [row.file_id for row in rows]
+    return found or []
 
 
 def file_classes(tx: Tx, rule_id: int, file_ids: Sequence[int], storage_ids: Sequence[int]) -> Sequence[Row[Any]]:
@@ -309,14 +312,15 @@ def file_classes(tx: Tx, rule_id: int, file_ids: Sequence[int], storage_ids: Seq
             SELECT holders, held, min(did_id) AS least_id, count(*) AS files, sum(size_bytes)::bigint AS bytes
               FROM signed GROUP BY 1, 2 ORDER BY 1, 2""",
         rule=rule_id,
-        files=list(file_ids),
+        files=arrays.integers(file_ids),
         storages=list(storage_ids),
     )
 
 
+FileShare = tuple[Sequence[int], Sequence[int], Sequence[int], int]  # holders, held, chosen, files
 _SIGNATURE = """
     WITH signed AS (
-        SELECT d.id AS did_id, d.size_bytes, coalesce(r.holders, '{}') AS holders, coalesce(l.held, '{}') AS held
+        SELECT d.id AS did_id, d.size_bytes, coalesce(r.holders, ARRAY[]::int[]) AS holders, coalesce(l.held, ARRAY[]::int[]) AS held
           FROM did d
           LEFT JOIN (SELECT did_id, array_agg(storage_id ORDER BY storage_id)
                                     FILTER (WHERE storage_id = ANY (%(storages)s::int[])) AS holders
@@ -328,49 +332,68 @@ _SIGNATURE = """
          WHERE d.id = ANY (%(files)s::bigint[]))"""
 
 
+_ADD_FILE_LOCKS = f"""{_SIGNATURE},
+    class AS MATERIALIZED (
+        SELECT holders::int[] AS holders, held::int[] AS held, starts::bigint[] AS starts, stop, chosen::text[] AS chosen
+          FROM unnest(%(holders)s::text[], %(helds)s::text[], %(starts)s::text[], %(stops)s::bigint[], %(chosen)s::text[])
+               AS c (holders, held, starts, stop, chosen)),
+    ranked AS (SELECT *, row_number() OVER (PARTITION BY holders, held ORDER BY hashint8(did_id), did_id) - 1 AS rank FROM signed),
+    wish AS (SELECT f.did_id, s.storage_id, f.size_bytes,
+                    CASE WHEN s.storage_id = ANY (f.holders) THEN 0 ELSE f.size_bytes END AS promised
+               FROM ranked f JOIN class c ON c.holders = f.holders AND c.held = f.held AND f.rank < c.stop
+              CROSS JOIN LATERAL unnest(c.chosen[width_bucket(f.rank, c.starts)]::int[]) AS s (storage_id)),
+    made AS (INSERT INTO lock AS l (rule_id, did_id, storage_id, files, size_bytes, promised_bytes, created_at, fill_after)
+             SELECT %(rule)s, did_id, storage_id, 1, size_bytes, {{promised}}, %(now)s, {{fill_after}}
+               FROM wish ORDER BY did_id, storage_id
+             ON CONFLICT (did_id, storage_id, rule_id) DO UPDATE
+                SET is_released = false, fill_after = excluded.fill_after, files_ok = 0, promised_bytes = excluded.promised_bytes,
+                    size_bytes = excluded.size_bytes, created_at = excluded.created_at
+              WHERE l.is_released
+             RETURNING storage_id, size_bytes, promised_bytes)
+    SELECT storage_id, m.files, m.bytes, {{whole}}.promised
+      FROM (SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes, sum(promised_bytes)::bigint AS promised
+              FROM made GROUP BY 1) m
+      JOIN (SELECT storage_id, sum(promised)::bigint AS promised FROM wish GROUP BY 1) w USING (storage_id)
+     ORDER BY 1"""
+
+
 def add_file_locks(
-    tx: Tx, rule_id: int, file_ids: Sequence[int], storage_ids: Sequence[int], shares: Sequence[tuple[list[int], list[int], list[int], int]]
+    tx: Tx, rule_id: int, file_ids: Sequence[int], storage_ids: Sequence[int], shares: Sequence[FileShare], *, as_parcel: bool
 ) -> Sequence[Row[Any]]:
     """Lock files of grouping none: each share (holders, held, storages, files) takes that many files of its class.
 
     Files of a class are taken in the order of a hash of their id, so that the same view gives the same plan; shares of one
-    class follow each other in the order given. New locks per storage: (storage_id, files, bytes, promised); one statement.
+    class follow each other in the order given. `as_parcel`: a parcel that the caller writes says that they are to be
+    filled and what they promise, not each of them. New locks per storage: (storage_id, files, bytes, promised); one statement.
     """
-    rows = []
-    offsets: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-    for holders, held, chosen, files in shares:
-        key = (tuple(holders), tuple(held))
-        start = offsets.get(key, 0)
-        offsets[key] = start + files
-        rows.append((_array(holders), _array(held), _array(chosen), start, start + files))
+    promised, fill_after, whole = ("0", "NULL::bigint", "w") if as_parcel else ("promised", "0", "m")
     return tx.rows(
-        f"""{_SIGNATURE},
-            ranked AS (SELECT *, row_number() OVER (PARTITION BY holders, held ORDER BY hashint8(did_id), did_id) - 1 AS rank FROM signed),
-            share AS (SELECT holders::int[] AS holders, held::int[] AS held, chosen::int[] AS chosen, start, stop
-                        FROM unnest(%(holders)s::text[], %(helds)s::text[], %(chosen)s::text[], %(starts)s::bigint[], %(stops)s::bigint[])
-                             AS s (holders, held, chosen, start, stop)),
-            made AS (INSERT INTO lock AS l (rule_id, did_id, storage_id, files, size_bytes, promised_bytes, created_at, fill_after)
-                     SELECT %(rule)s, f.did_id, c.storage_id, 1, f.size_bytes,
-                            CASE WHEN c.storage_id = ANY (f.holders) THEN 0 ELSE f.size_bytes END, %(now)s, 0
-                       FROM ranked f JOIN share s ON s.holders = f.holders AND s.held = f.held AND f.rank >= s.start AND f.rank < s.stop
-                      CROSS JOIN unnest(s.chosen) AS c (storage_id)
-                      ORDER BY f.did_id, c.storage_id
-                     ON CONFLICT (did_id, storage_id, rule_id) DO UPDATE
-                        SET is_released = false, fill_after = 0, files_ok = 0, promised_bytes = excluded.promised_bytes,
-                            size_bytes = excluded.size_bytes
-                      WHERE l.is_released
-                     RETURNING storage_id, size_bytes, promised_bytes)
-            SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes, sum(promised_bytes)::bigint AS promised
-              FROM made GROUP BY 1 ORDER BY 1""",
+        _ADD_FILE_LOCKS.format(promised=promised, fill_after=fill_after, whole=whole),
         rule=rule_id,
-        files=list(file_ids),
+        files=arrays.integers(file_ids),
         storages=list(storage_ids),
-        holders=[row[0] for row in rows],
-        helds=[row[1] for row in rows],
-        chosen=[row[2] for row in rows],
-        starts=[row[3] for row in rows],
-        stops=[row[4] for row in rows],
+        **_columns(shares),
     )
+
+
+def _columns(shares: Sequence[FileShare]) -> dict[str, list[Any]]:
+    """The classes that shares are of: where the shares of each begin and end in the order of its files, and what they chose.
+
+    The storages of a share stand in one text, found by the share's number: a join would look at every share for every file.
+    """
+    classes: dict[tuple[str, str], tuple[list[int], int, list[str]]] = {}
+    for holders, held, chosen, files in shares:
+        starts, stop, choices = classes.setdefault((arrays.integers(holders), arrays.integers(held)), ([], 0, []))
+        starts.append(stop)
+        choices.append(arrays.integers(chosen))
+        classes[arrays.integers(holders), arrays.integers(held)] = (starts, stop + files, choices)
+    return {
+        "holders": [holders for holders, _ in classes],
+        "helds": [held for _, held in classes],
+        "starts": [arrays.integers(starts) for starts, _, _ in classes.values()],
+        "stops": [stop for _, stop, _ in classes.values()],
+        "chosen": [arrays.texts(choices) for _, _, choices in classes.values()],
+    }
 
 
 def files_below(tx: Tx, did_id: int, file_ids: Sequence[int]) -> Sequence[int]:
@@ -419,10 +442,6 @@ def locks_on(tx: Tx, dataset_ids: Sequence[int]) -> Sequence[Row[Any]]:
         "SELECT did_id, storage_id, rule_id FROM lock WHERE did_id = ANY (%(ids)s::bigint[]) ORDER BY 1, 2, 3",
         ids=list(dataset_ids),
     )
-
-
-def _array(values: Sequence[int]) -> str:
-    return "{" + ",".join(map(str, values)) + "}"
 
 
 # --- what a placement would move ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Row
 from dlm.db import changes
 from dlm.db.below import files_of
 from dlm.db.engine import Tx
+from dlm.db.parcels import SPANNED
 from dlm.db.usage import StorageDelta
 
 # true when some lock wants replica `r` to stay
@@ -141,10 +142,10 @@ def release(
 
 
 def claim_small(tx: Tx, largest: int, limit: int) -> Sequence[Row[Any]]:
-    """Released locks of at most `largest` files, to be let go; one statement."""
+    """Released locks of at most `largest` files, to be let go, but for those that are in a parcel yet; one statement."""
     return tx.rows(
-        """SELECT did_id, storage_id, rule_id, files FROM lock
-            WHERE is_released AND fill_after IS NOT NULL AND files <= %(largest)s
+        f"""SELECT did_id, storage_id, rule_id, files FROM lock
+            WHERE is_released AND fill_after IS NOT NULL AND files <= %(largest)s AND NOT {SPANNED}
             ORDER BY rule_id, did_id, storage_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED""",
         largest=largest,
         limit=limit,

@@ -126,9 +126,7 @@ storage = Table(
     Column("phase", phase, nullable=False, server_default="gas"),
     Column("capacity_bytes", BigInteger, CheckConstraint("capacity_bytes >= 0", name="capacity")),
     Column("min_free_bytes", BigInteger, CheckConstraint("min_free_bytes >= 0", name="min_free"), nullable=False, server_default=_zero),
-    Column("can_read", Boolean, nullable=False, server_default=_true),
-    Column("can_write", Boolean, nullable=False, server_default=_true),
-    Column("can_delete", Boolean, nullable=False, server_default=_true),
+    *[Column(name, Boolean, nullable=False, server_default=_true) for name in ("can_read", "can_write", "can_delete")],
     Column("switch_reason", Text),  # why a switch is off; whoever turns it says so
     Column("is_available", Boolean, nullable=False, server_default=_true),  # the marker was seen at the last look
     Column("unavailable_reason", Text),
@@ -159,9 +157,7 @@ storage_usage = Table(
     "storage_usage",
     metadata,
     Column("storage_id", Integer, ForeignKey("storage.id"), primary_key=True, autoincrement=False),
-    _bytes("reserved_bytes"),
-    _bytes("used_bytes"),
-    _bytes("used_files"),
+    *map(_bytes, ("reserved_bytes", "used_bytes", "used_files")),
 )
 
 # charged = sum of the sizes of the account's live locks at this storage; limit null = no limit
@@ -170,8 +166,7 @@ account_usage = Table(
     metadata,
     Column("account_id", Integer, ForeignKey("account.id"), primary_key=True, autoincrement=False),
     Column("storage_id", Integer, ForeignKey("storage.id"), primary_key=True, autoincrement=False),
-    _bytes("charged_bytes"),
-    _bytes("charged_files"),
+    *map(_bytes, ("charged_bytes", "charged_files")),
     Column("limit_bytes", BigInteger),
 )
 
@@ -231,11 +226,7 @@ replica = Table(
     Column("state", replica_state, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     _at("created_at", nullable=False),
-    _at("verified_at"),
-    _at("next_check_at"),
-    _at("tombstone_at"),
-    _at("claimed_until"),
-    _at("quiet_until"),
+    *map(_at, ("verified_at", "next_check_at", "tombstone_at", "claimed_until", "quiet_until")),
     Column("fence", Integer, nullable=False, server_default=_zero),
     Column("path", Text),
     CheckConstraint("state <> 'available' OR (verified_at IS NOT NULL AND next_check_at IS NOT NULL)", name="available_is_verified"),
@@ -296,10 +287,7 @@ rule = Table(
     Index("ix_rule_expression_id", "expression_id", postgresql_where=sa.text("state <> 'gone'")),
     Index(
         "uq_rule_live",
-        "did_id",
-        "account_id",
-        "expression_id",
-        sa.text("coalesce(copies, 0)"),
+        *("did_id", "account_id", "expression_id", sa.text("coalesce(copies, 0)")),
         unique=True,
         postgresql_where=sa.text("state NOT IN ('letting_go', 'gone')"),
     ),
@@ -315,10 +303,8 @@ lock = Table(
     Column("storage_id", Integer, primary_key=True, autoincrement=False),
     Column("rule_id", BigInteger, primary_key=True, autoincrement=False),
     Column("files", Integer, nullable=False),
-    _bytes("size_bytes"),
-    _bytes("promised_bytes"),
-    Column("files_ok", Integer, nullable=False, server_default=_zero),
-    Column("files_stuck", Integer, nullable=False, server_default=_zero),
+    *map(_bytes, ("size_bytes", "promised_bytes")),
+    *[Column(name, Integer, nullable=False, server_default=_zero) for name in ("files_ok", "files_stuck")],
     Column("fill_after", BigInteger, server_default=_zero),
     Column("is_released", Boolean, nullable=False, server_default=_false),
     _at("created_at", nullable=False),
@@ -326,6 +312,21 @@ lock = Table(
     Index("ix_lock_rule_id", "rule_id", "did_id", "storage_id"),
     Index("ix_lock_to_fill", "rule_id", "did_id", "storage_id", postgresql_where=sa.text("fill_after IS NOT NULL")),
     Index("ix_lock_large", "rule_id", "fill_after", postgresql_where=sa.text("fill_after IS NOT NULL AND files > 1000")),
+)
+
+# Locks of one rule on files from first_id to last_id, placed at one time, whose replicas do not exist yet: instead of a
+# fill_after in each of them. What they promise is reserved by the whole until then (docs/adr/0008).
+parcel = Table(
+    "parcel",
+    metadata,
+    _id(),
+    *[Column(name, BigInteger, nullable=False) for name in ("rule_id", "first_id", "last_id")],
+    Column("locks", Integer, nullable=False),
+    Column("storage_ids", ARRAY(Integer), nullable=False),
+    Column("promised_bytes", ARRAY(BigInteger), nullable=False),  # at each of the storages
+    Column("has_copies", Boolean, nullable=False),  # the planner saw some of what is locked there already, or coming
+    _at("created_at", nullable=False),
+    Index("ix_parcel_rule_id", "rule_id"),
 )
 
 # One wish to create one replica; serves every lock on it. Deleted when done (the attempt rows stay).
@@ -445,8 +446,7 @@ event = Table(
     Column("actor", Text, nullable=False),
     Column("request_id", Text),  # of the HTTP request that caused it
     Column("cause", Text),
-    Column("before", JSONB(none_as_null=True)),
-    Column("after", JSONB(none_as_null=True)),
+    *[Column(name, JSONB(none_as_null=True)) for name in ("before", "after")],
     Index("ix_event_object_id", "object", "object_id", "at"),
     postgresql_partition_by="RANGE (at)",
 )

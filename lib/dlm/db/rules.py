@@ -185,7 +185,8 @@ def progress(tx: Tx, rule_id: int) -> Row[Any]:
     row = tx.one(
         """SELECT coalesce(sum(files), 0)::bigint AS files, coalesce(sum(size_bytes), 0)::bigint AS bytes,
                   coalesce(sum(files_ok), 0)::bigint AS files_ok, coalesce(sum(files_stuck), 0)::bigint AS files_stuck,
-                  count(*) AS locks, count(*) FILTER (WHERE fill_after IS NOT NULL) AS locks_to_fill
+                  count(*) AS locks, count(*) FILTER (WHERE fill_after IS NOT NULL)
+                      + (SELECT coalesce(sum(p.locks), 0)::bigint FROM parcel p WHERE p.rule_id = %(id)s) AS locks_to_fill
              FROM lock WHERE rule_id = %(id)s AND NOT is_released""",
         id=rule_id,
     )
@@ -197,7 +198,9 @@ def locks_page(tx: Tx, rule_id: int, after: tuple[int, int], limit: int) -> Sequ
     """The rule's locks that are not released, by (did, storage), those beyond `after`; one statement."""
     return tx.rows(
         """SELECT l.did_id, l.storage_id, sc.name AS scope, d.name, d.kind, s.name AS storage, l.files, l.size_bytes, l.files_ok,
-                  l.files_stuck, l.fill_after, l.created_at
+                  l.files_stuck, l.created_at,
+                  l.fill_after IS NULL AND NOT EXISTS (
+                      SELECT FROM parcel p WHERE p.rule_id = l.rule_id AND l.did_id BETWEEN p.first_id AND p.last_id) AS is_filled
              FROM lock l JOIN did d ON d.id = l.did_id JOIN scope sc ON sc.id = d.scope_id JOIN storage s ON s.id = l.storage_id
             WHERE l.rule_id = %(rule)s AND NOT l.is_released AND (l.did_id, l.storage_id) > (%(did)s, %(storage)s)
             ORDER BY l.did_id, l.storage_id LIMIT %(limit)s""",

@@ -1,6 +1,6 @@
 """Bytes reserved, used and charged. The invariant (I5), for every storage and account:
 
-reserved_bytes = sum of size over replicas `copying` + sum of promised_bytes over locks
+reserved_bytes = sum of size over replicas `copying` + sum of promised_bytes over locks and parcels
 used_bytes     = sum of size over replicas `available`, `unverified`, `bad` or `deleting` (used_files: their number)
 charged_bytes  = sum of size over the account's locks that are not released (charged_files: of their files)
 

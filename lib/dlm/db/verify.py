@@ -20,7 +20,8 @@ _PENDING = """EXISTS (SELECT FROM pending c WHERE (c.did_id IS NULL OR c.did_id 
 _HELD = f"""pending AS MATERIALIZED (SELECT DISTINCT did_id, storage_id FROM change),
     standing AS MATERIALIZED (
     SELECT l.rule_id, l.did_id, l.storage_id, {_PENDING} AS is_pending
-      FROM lock l WHERE NOT l.is_released AND l.fill_after IS NULL),
+      FROM lock l WHERE NOT l.is_released AND l.fill_after IS NULL
+       AND NOT EXISTS (SELECT FROM parcel p WHERE p.rule_id = l.rule_id AND l.did_id BETWEEN p.first_id AND p.last_id)),
     held AS (
     SELECT l.rule_id, l.storage_id, a.child_id AS file_id, l.is_pending
       FROM standing l JOIN attachment a ON a.parent_id = l.did_id
@@ -97,7 +98,9 @@ CHECKS: tuple[tuple[str, str], ...] = (
                                count(*) FILTER (WHERE state NOT IN ('copying', 'lost', 'deleted')) AS files
                           FROM replica GROUP BY storage_id) r USING (storage_id)
              LEFT JOIN (SELECT storage_id, sum(promised_bytes) AS promised
-                          FROM lock GROUP BY storage_id) l USING (storage_id)
+                          FROM (SELECT storage_id, promised_bytes FROM lock
+                                 UNION ALL SELECT unnest(storage_ids), unnest(promised_bytes) FROM parcel) p
+                         GROUP BY storage_id) l USING (storage_id)
             WHERE (u.reserved_bytes, u.used_bytes, u.used_files) IS DISTINCT FROM
                   (coalesce(r.reserved, 0) + coalesce(l.promised, 0), coalesce(r.used, 0), coalesce(r.files, 0))""",
     ),
@@ -157,6 +160,7 @@ CHECKS: tuple[tuple[str, str], ...] = (
             WHERE r.state NOT IN ('ok', 'suspended', 'gone', 'waiting_approval') AND r.next_judge_at IS NULL
               AND NOT EXISTS (SELECT FROM change)
               AND NOT EXISTS (SELECT FROM lock l WHERE l.rule_id = r.id AND l.fill_after IS NOT NULL)
+              AND NOT EXISTS (SELECT FROM parcel p WHERE p.rule_id = r.id)
               AND NOT EXISTS (
                       SELECT FROM lock l JOIN request q ON q.did_id = l.did_id AND q.storage_id = l.storage_id
                        WHERE l.rule_id = r.id
