@@ -5,7 +5,8 @@ Every state is a whole word, stands here once, and has one meaning (docs/states.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -140,16 +141,47 @@ class Storage:
     reason: str | None = None  # why a switch is off, or why it is unavailable
 
 
+class Secret(Mapping[str, str]):
+    """The values of a secret by key. What shows it, or is shown with it, has `***` instead of them."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, key: str) -> str:
+        if key not in self._values:
+            raise KeyError(key)
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return "***"
+
+
 @dataclass(frozen=True, slots=True)
 class ProtocolRef:
-    """How to speak to a storage: the scheme names the adapter, the prefix its root."""
+    """How to speak to a storage: the scheme names the adapter, the prefix its root.
+
+    Two refs are equal only when their secrets are of the same version: what is kept open by one is not used on after
+    its secret was set anew. The values themselves are never compared, hashed or shown.
+    """
 
     storage_id: int
     storage_name: str
     storage_uuid: str
     scheme: str
     prefix: str
-    credentials: str | None = None
+    credentials: str | None = None  # the name of the secret
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    secret: Mapping[str, str] | None = field(default=None, repr=False, compare=False)  # a Secret, once it was opened
+    secret_version: int = 0
+    unusable: str | None = None  # why its secret cannot be had: opening the protocol says so
 
 
 @dataclass(frozen=True, slots=True)

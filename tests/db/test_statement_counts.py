@@ -189,6 +189,7 @@ def with_parcels(act: Callable[[Tx, Any], Any]) -> Call:
 
 PAIRS = "SELECT *, 10 AS size_bytes FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id)"
 LATER = datetime(2026, 2, 1, tzinfo=UTC)
+S3 = {"scheme": "s3", "prefix": "https://host/b", "credentials": None, "options": {}, "priority": 0}
 STORAGE = {
     "type": "disk", "phase": "gas", "capacity_bytes": None, "min_free_bytes": 0, "can_read": True, "can_write": True,
     "can_delete": True, "switch_reason": None, "reap": "eager", "undo_window_s": None, "attributes": {},
@@ -296,7 +297,8 @@ CALLS: dict[str, Call] = {
     "storages.hold": lambda tx, r: storages.hold(tx, "here"),
     "storages.insert": lambda tx, r: storages.insert(tx, 1, {"name": "new", **STORAGE}),
     "storages.update": lambda tx, r: storages.update(tx, r.here, STORAGE),
-    "storages.insert_protocol": lambda tx, r: storages.insert_protocol(tx, r.here, "s3", "b", None, 0),
+    "storages.insert_protocol": lambda tx, r: storages.insert_protocol(tx, r.here, S3),
+    "storages.update_protocol": lambda tx, r: storages.update_protocol(tx, r.here, "posix", "site-s3", {"timeout_s": "9"}),
     "storages.list_protocols": lambda tx, r: storages.list_protocols(tx, r.here),
     "storages.set_marker": lambda tx, r: storages.set_marker(tx, r.here, "seal"),
     "storages.find_by_root": lambda tx, r: storages.find_by_root(tx, r.here, None, "seal"),

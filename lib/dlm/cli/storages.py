@@ -94,12 +94,20 @@ def _show(session: Session, item: Item) -> None:
         ("type", f"{item['type']}, phase {item['phase']}"),
         ("capacity", _capacity(item)),
         ("attributes", item["attributes"] or "none"),
-        *(("protocol", f"{way['scheme']} {way['prefix']}") for way in item["protocols"]),
+        *(("protocol", _spoken(way)) for way in item["protocols"]),
         ("reap", _reap(item)),
         ("looked at", item["looked_at"] and shown_moment(item["looked_at"])),
         ("created", shown_moment(item["created_at"])),
     ]
     session.out.facts(item, labels)
+
+
+def _spoken(way: Item) -> str:
+    """'s3 https://host/bucket, secret site-s3, region=eu'."""
+    secret = [f"secret {way['credentials']}"] if way["credentials"] else []
+    return ", ".join(
+        [f"{way['scheme']} {way['prefix']}", *secret, *(f"{k}={text}" for k, text in way["options"].items())]
+    )
 
 
 def _capacity(item: Item) -> str:
@@ -154,7 +162,8 @@ def _body(given: Mapping[str, Any]) -> dict[str, Any]:
 @click.option(
     "--protocol", "protocols", type=KEY_VALUE, multiple=True, metavar="SCHEME=PREFIX", help="A way to speak to it."
 )
-@click.option("--credentials", help="Reference to what the protocol needs; never the secret.")
+@click.option("--credentials", metavar="SECRET", help="The name of a secret, for each --protocol; never the secret.")
+@click.option("--option", "options", type=KEY_VALUE, multiple=True, help="For each --protocol, e.g. region=eu-west-1.")
 @click.option("--attribute", "attributes", type=KEY_VALUE, multiple=True, help="e.g. tier=1; may be repeated.")
 @described
 @pass_session
@@ -164,7 +173,6 @@ def add_storage(
     site: str,
     path: str | None,
     protocols: tuple[tuple[str, str], ...],
-    credentials: str | None,
     attributes: tuple[tuple[str, str], ...],
     **given: Any,
 ) -> None:
@@ -172,12 +180,14 @@ def add_storage(
 
     With --write off nothing is ever written to it: data that is there already is registered in place.
     """
-    ways = [("posix", os.path.abspath(path)), *protocols] if path else list(protocols)
-    if not ways:
+    told = {"credentials": given.pop("credentials"), "options": dict(given.pop("options"))}
+    spoken: list[Item] = [{"scheme": scheme, "prefix": prefix, **told} for scheme, prefix in protocols]
+    if path:
+        spoken.insert(0, {"scheme": "posix", "prefix": os.path.abspath(path)})
+    if not spoken:
         raise InvalidInput(
             "no way to speak to it is given", field="protocols", hint="--path DIR, or --protocol SCHEME=PREFIX"
         )
-    spoken = [{"scheme": scheme, "prefix": prefix, "credentials": credentials} for scheme, prefix in ways]
     body = {"name": name, "site": site, "protocols": spoken, "attributes": dict(attributes), **_body(given)}
     item = session.client.post("/storages", body)
     session.out.said(f"storage {name} at {item['site']}: {spoken[0]['prefix']}   {state(item)}", item)
@@ -192,6 +202,46 @@ def set_storage(session: Session, name: str, **given: Any) -> None:
     if not (body := _body(given)):
         raise InvalidInput("nothing to change is named", hint="dlm-admin storage set --help")
     _show(session, session.client.patch(named("storages", name), body))
+
+
+@click.group(cls=Noun)
+def protocol() -> None:
+    """What a storage is spoken to with: the secret that it names, and options."""
+
+
+storage.add_command(protocol, "protocol")
+
+
+@protocol.command("set")
+@click.argument("name")
+@click.option("--scheme", help="Which of its protocols; needed when it has several.")
+@click.option("--credentials", metavar="SECRET", help="The name of a secret; '' for none.")
+@click.option("--option", "options", type=KEY_VALUE, multiple=True, help="e.g. timeout_s=30; may be repeated.")
+@click.option("--unset", "unset", multiple=True, metavar="KEY", help="An option to take away; may be repeated.")
+@pass_session
+def set_protocol(
+    session: Session,
+    name: str,
+    scheme: str | None,
+    credentials: str | None,
+    options: tuple[tuple[str, str], ...],
+    unset: tuple[str, ...],
+) -> None:
+    """Change the secret that a storage names, or its options; what is not named stays."""
+    body: dict[str, Any] = {} if credentials is None else {"credentials": credentials or None}
+    if options or unset:
+        body["options"] = {**dict(options), **dict.fromkeys(unset)}
+    if not body:
+        raise InvalidInput("nothing to change is named", hint="--credentials, --option, --unset")
+    scheme = scheme or _only_scheme(session.client.get(named("storages", name)))
+    _show(session, session.client.patch(named("storages", name, "protocols", scheme), body))
+
+
+def _only_scheme(item: Item) -> str:
+    schemes = [way["scheme"] for way in item["protocols"]]
+    if len(schemes) > 1:
+        raise InvalidInput(f"{item['name']} has several protocols", field="scheme", hint=f"--scheme {schemes[0]}")
+    return str(schemes[0])
 
 
 @click.group(cls=Noun)

@@ -5,8 +5,6 @@ Whoever changes a storage writes an event with before and after, and tells the j
 
 from __future__ import annotations
 
-import os.path
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,30 +14,18 @@ from sqlalchemy.engine import Row
 from dlm import did as codec
 from dlm.core.expression import check_key
 from dlm.core.names import FIRST_PAGE, check_name, check_text, meant
+from dlm.core.protocols import LOCAL, NewProtocol, check_protocols, check_spoken
 from dlm.db import changes, events, sites, storages
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound, StorageError, Unsupported
-from dlm.protocols import StorageProtocol, open_protocol, posix, schemes
+from dlm.protocols import StorageProtocol, open_protocol, posix
 from dlm.types import ChangeKind, Page, Phase, ProtocolRef, Reap
 
 MAX_BYTES = 2**63 - 1
 MAX_ATTRIBUTES = 128
-MAX_PREFIX_CHARACTERS = 1000
 MAX_UNDO_WINDOW_S = 365 * 86400
 SWITCHES = ("can_read", "can_write", "can_delete")
 CHANGEABLE = ("type", "phase", "capacity_bytes", "min_free_bytes", *SWITCHES, "reap", "undo_window_s")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_LOCAL = ("posix", "file")  # schemes whose prefix is a path on this host
-
-
-@dataclass(frozen=True, slots=True)
-class NewProtocol:
-    """A way to speak to a storage: the prefix is its root; credentials are a reference, never the secret."""
-
-    scheme: str
-    prefix: str
-    credentials: str | None = None
-    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +61,7 @@ def add_storage(tx: Tx, new: NewStorage, take_root: bool = True) -> Row[Any]:
     """
     check_name(new.name)
     _check_values(new.values())
-    _check_protocols(new.protocols)
+    check_protocols(new.protocols)
     site = sites.hold(tx, new.site)
     if site is None:
         raise NotFound(
@@ -86,7 +72,7 @@ def add_storage(tx: Tx, new: NewStorage, take_root: bool = True) -> Row[Any]:
         hint = "names are never used twice, also not after a storage is retired"
         raise Conflict(f"storage {new.name} exists already", field="name", hint=hint)
     for way in new.protocols:
-        storages.insert_protocol(tx, made.id, way.scheme, way.prefix, way.credentials, way.priority)
+        storages.insert_protocol(tx, made.id, way.values())
     events.record(tx, "storage", made.id, "added", after={**new.values(), "site": new.site})
     changes.add(tx, ChangeKind.STORAGES, storage_id=made.id)
     if take_root:
@@ -109,7 +95,7 @@ def list_storages(tx: Tx, page: Page = FIRST_PAGE) -> tuple[Sequence[Row[Any]], 
 
 
 def list_protocols(tx: Tx, name: str) -> Sequence[Row[Any]]:
-    """(scheme, prefix, credentials, priority, marker) of the storage's protocols, the preferred one first."""
+    """(scheme, prefix, credentials, options, priority, marker) of the storage's protocols, the preferred one first."""
     return storages.list_protocols(tx, get_storage(tx, name).id)
 
 
@@ -144,6 +130,27 @@ def set_attributes(tx: Tx, name: str, patch: Mapping[str, str | None]) -> Row[An
     after = {**before, "attributes": attributes}
     _check_attributes(attributes)
     return _write(tx, row, "attributes set", before, after)
+
+
+def update_protocol(tx: Tx, name: str, scheme: str, facts: Mapping[str, Any]) -> Row[Any]:
+    """The storage, one of its protocols spoken with these `credentials`, or these `options` (null takes one away).
+
+    What is not named stays.
+    """
+    row = _held(tx, name)
+    way = next((way for way in storages.list_protocols(tx, row.id) if way.scheme == scheme), None)
+    if way is None:
+        raise NotFound(f"storage {name} has no protocol {codec.shown(scheme)}", field="scheme")
+    before = {"credentials": way.credentials, "options": way.options}
+    patched = {**way.options, **facts.get("options", {})}
+    options = {key: value for key, value in patched.items() if value is not None}
+    after = {"credentials": facts.get("credentials", way.credentials), "options": options}
+    check_spoken(scheme, after["credentials"], options)
+    if after != before:
+        storages.update_protocol(tx, row.id, scheme, after["credentials"], options)
+        told = {"scheme": scheme}
+        events.record(tx, "storage", row.id, "protocol set", before={**told, **before}, after={**told, **after})
+    return get_storage(tx, name)
 
 
 def retire_storage(tx: Tx, name: str) -> None:
@@ -234,11 +241,11 @@ def _refuse_nested(tx: Tx, ref: ProtocolRef) -> None:
 
     Each would see the other's files as its own. Around a root, one that is only read is harmless.
     """
-    if ref.scheme not in _LOCAL:
+    if ref.scheme not in LOCAL:
         return
     can_change = {storage.id: storage.can_write or storage.can_delete for storage in storages.snapshot(tx)}
     for other in storages.protocols(tx).values():
-        if other.storage_id == ref.storage_id or other.scheme not in _LOCAL:
+        if other.storage_id == ref.storage_id or other.scheme not in LOCAL:
             continue
         inside = can_change[other.storage_id] and posix.is_inside(ref.prefix, other.prefix)
         around = can_change[ref.storage_id] and posix.is_inside(other.prefix, ref.prefix)
@@ -304,35 +311,6 @@ def _check_attributes(attributes: Mapping[str, str]) -> None:
                 "the value of an attribute is text", field=field, hint='write numbers in quotes, as in "1"'
             )
         check_text(value, field, required=True)
-
-
-def _check_protocols(protocols: Sequence[NewProtocol]) -> None:
-    if not protocols:
-        raise InvalidInput("a storage needs at least one protocol", field="protocols")
-    for index, way in enumerate(protocols):
-        place = f"protocols[{index}]"
-        if way.scheme not in schemes():
-            hint = f"one of {', '.join(schemes())}"
-            raise InvalidInput(
-                f"there is no protocol for scheme {codec.shown(way.scheme)}", field=f"{place}.scheme", hint=hint
-            )
-        if way.scheme in [other.scheme for other in protocols[:index]]:
-            raise InvalidInput(f"scheme {way.scheme} is here twice", field=f"{place}.scheme")
-        if not -100 <= way.priority <= 100:
-            raise InvalidInput("a priority is -100 to 100", field=f"{place}.priority")
-        check_text(way.credentials, f"{place}.credentials")
-        _check_prefix(way, f"{place}.prefix")
-
-
-def _check_prefix(way: NewProtocol, field: str) -> None:
-    prefix = way.prefix
-    if not prefix or len(prefix) > MAX_PREFIX_CHARACTERS or _UNPRINTABLE.search(prefix):
-        raise InvalidInput(f"a prefix is printable text of 1 to {MAX_PREFIX_CHARACTERS} characters", field=field)
-    if way.scheme not in _LOCAL:
-        return
-    if not prefix.startswith("/") or os.path.normpath(prefix) != prefix.rstrip("/") or prefix.startswith("//"):
-        hint = "write it from '/', without '.', '..' or '//'"
-        raise InvalidInput(f"{codec.shown(prefix)} is no absolute path", field=field, hint=hint)
 
 
 def root_of(tx: Tx, name: str) -> ProtocolRef:

@@ -8,33 +8,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, ForeignKey, Index, Integer, Table, Text
-from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, ENUM, JSONB, TIMESTAMP, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB, TIMESTAMP, UUID
 
-from dlm import types
-
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-
-def _enum(name: str, values: type) -> ENUM:
-    return ENUM(*[member.value for member in values], name=name, metadata=metadata)  # type: ignore[attr-defined]
-
-
-did_kind = _enum("did_kind", types.DidKind)
-phase = _enum("phase", types.Phase)
-replica_state = _enum("replica_state", types.ReplicaState)
-request_state = _enum("request_state", types.RequestState)
-rule_state = _enum("rule_state", types.RuleState)
-grouping = _enum("rule_grouping", types.Grouping)
-change_kind = _enum("change_kind", types.ChangeKind)
-reap = _enum("reap", types.Reap)
+from dlm.db.schema import change_kind, did_kind, grouping, metadata, phase, reap, replica_state, request_state, rule_state
 
 _empty_object = sa.text("'{}'::jsonb")
 _empty_texts = sa.text("'{}'::text[]")
@@ -145,7 +121,8 @@ protocol = Table(
     Column("storage_id", Integer, ForeignKey("storage.id"), nullable=False),
     Column("scheme", Text, nullable=False),
     Column("prefix", Text, nullable=False),
-    Column("credentials", Text),  # a reference, never the secret
+    Column("credentials", Text),  # the name of a secret
+    _json("options"),  # what the protocol needs to know besides, text to text; nothing secret
     Column("marker", Text),  # how the root of a storage that dlm never writes to is known; null: by a file with the uuid
     Column("priority", sa.SmallInteger, nullable=False, server_default=_zero),
     sa.UniqueConstraint("storage_id", "scheme"),

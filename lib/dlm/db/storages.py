@@ -51,14 +51,15 @@ def protocols(tx: Tx, storage_ids: Iterable[int] | None = None) -> dict[int, Pro
     """
     ids = None if storage_ids is None else sorted(set(storage_ids))
     rows = tx.rows(
-        """SELECT DISTINCT ON (s.id) s.id, s.name, coalesce(p.marker, s.uuid::text) AS uuid,
-                  p.scheme, p.prefix, p.credentials
+        """SELECT DISTINCT ON (s.id) s.id AS storage_id, s.name AS storage_name,
+                  coalesce(p.marker, s.uuid::text) AS storage_uuid,
+                  p.scheme, p.prefix, p.credentials, p.options
              FROM storage s JOIN protocol p ON p.storage_id = s.id
             WHERE CASE WHEN %(ids)s::int[] IS NULL THEN s.deleted_at IS NULL ELSE s.id = ANY (%(ids)s::int[]) END
             ORDER BY s.id, p.priority DESC, p.id""",
         ids=ids,
     )
-    return {row.id: ProtocolRef(row.id, row.name, row.uuid, row.scheme, row.prefix, row.credentials) for row in rows}
+    return {row.storage_id: ProtocolRef(**row._mapping) for row in rows}
 
 
 def set_available(tx: Tx, storage_id: int, reason: str | None) -> bool:
@@ -131,23 +132,34 @@ def update(tx: Tx, storage_id: int, values: Mapping[str, Any]) -> None:
     )
 
 
-def insert_protocol(tx: Tx, storage_id: int, scheme: str, prefix: str, credentials: str | None, priority: int) -> None:
-    """Add a way to speak to the storage; one statement."""
+def insert_protocol(tx: Tx, storage_id: int, values: Mapping[str, Any]) -> None:
+    """Add a way (scheme, prefix, credentials, options, priority) to speak to the storage; one statement."""
     tx.run(
-        """INSERT INTO protocol (storage_id, scheme, prefix, credentials, priority)
-           VALUES (%(storage_id)s, %(scheme)s, %(prefix)s, %(credentials)s, %(priority)s)""",
+        """INSERT INTO protocol (storage_id, scheme, prefix, credentials, options, priority)
+           VALUES (%(storage_id)s, %(scheme)s, %(prefix)s, %(credentials)s, %(options)s, %(priority)s)""",
+        storage_id=storage_id,
+        **{**values, "options": json(dict(values["options"]))},
+    )
+
+
+def update_protocol(
+    tx: Tx, storage_id: int, scheme: str, credentials: str | None, options: Mapping[str, str]
+) -> None:
+    """Set what the protocol is spoken with; one statement."""
+    tx.run(
+        """UPDATE protocol SET credentials = %(credentials)s, options = %(options)s
+            WHERE storage_id = %(storage_id)s AND scheme = %(scheme)s""",
         storage_id=storage_id,
         scheme=scheme,
-        prefix=prefix,
         credentials=credentials,
-        priority=priority,
+        options=json(dict(options)),
     )
 
 
 def list_protocols(tx: Tx, storage_id: int) -> Sequence[Row[Any]]:
     """The storage's protocols, the preferred one first; one statement."""
     return tx.rows(
-        """SELECT scheme, prefix, credentials, priority, marker FROM protocol
+        """SELECT scheme, prefix, credentials, options, priority, marker FROM protocol
             WHERE storage_id = %(storage_id)s ORDER BY priority DESC, id""",
         storage_id=storage_id,
     )

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlm.errors import Unsupported
+from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat, StorageProtocol, Written
-from dlm.types import ProtocolRef
+from dlm.types import ErrorClass, ProtocolRef
 
 __all__ = ["Chunks", "Entry", "Space", "Stat", "StorageProtocol", "Written", "open_protocol", "schemes"]
 
 
 def open_protocol(ref: ProtocolRef) -> StorageProtocol:
-    """The adapter for the reference's scheme; errors.Unsupported if there is none."""
+    """The adapter for the reference's scheme; errors.Unsupported if there is none.
+
+    StorageError `unavailable` when the secret that the reference names cannot be had: nothing of the storage is blamed.
+    """
+    if ref.unusable is not None:
+        raise StorageError(ErrorClass.UNAVAILABLE, ref.unusable)
     make = _ADAPTERS.get(ref.scheme)
     if make is None:
         hint = f"known: {', '.join(schemes())}"
@@ -33,4 +38,3 @@ def _posix(ref: ProtocolRef) -> StorageProtocol:
 
 
 _ADAPTERS: dict[str, Callable[[ProtocolRef], StorageProtocol]] = {"posix": _posix, "file": _posix}
-

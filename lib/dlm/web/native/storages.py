@@ -21,9 +21,17 @@ class ProtocolBody(Schema):
     scheme = Words(64, required=True, metadata={"example": "posix"})
     prefix = Words(1000, required=True, metadata={"example": "/data/dlm"})
     credentials = Words(
-        500, allow_none=True, load_default=None, metadata={"description": "a reference, never the secret"}
+        64, allow_none=True, load_default=None, metadata={"description": "the name of a secret, never the secret"}
     )
+    options = fields.Dict(fields.String(), fields.String(), load_default=dict, metadata={"example": {}})
     priority = Whole(-100, 100, load_default=0)
+
+
+class ProtocolChange(Schema):
+    credentials = Words(64, allow_none=True, metadata={"description": "the name of a secret; null: none"})
+    options = fields.Dict(
+        fields.String(), fields.String(allow_none=True), metadata={"description": "null takes one away, others stay"}
+    )
 
 
 class StorageChange(Schema):
@@ -72,6 +80,7 @@ class Protocol(Answer):
     scheme = fields.String(required=True)
     prefix = fields.String(required=True)
     credentials = fields.String(required=True, allow_none=True)
+    options = fields.Dict(fields.String(), fields.String(), required=True)
     priority = fields.Integer(required=True)
 
 
@@ -139,6 +148,16 @@ def set_attributes(body: Any, storage: str) -> dict[str, Any]:
     """Set attributes; what is not named stays, and rules look again"""
     with begin("storage.set") as tx:
         return _details(tx, storages.set_attributes(tx, storage, body))
+
+
+@blp.route("/<storage>/protocols/<scheme>", methods=["PATCH"])
+@permission("storage.set")
+@blp.arguments(ProtocolChange)
+@blp.answers(StorageDetails)
+def set_protocol(body: dict[str, Any], storage: str, scheme: str) -> dict[str, Any]:
+    """Change what a protocol is spoken with: the secret that it names, its options"""
+    with begin("storage.set") as tx:
+        return _details(tx, storages.update_protocol(tx, storage, scheme, body))
 
 
 @blp.route("/<storage>", methods=["DELETE"])

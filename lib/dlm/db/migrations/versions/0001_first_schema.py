@@ -454,6 +454,7 @@ CREATE TABLE protocol (
     scheme TEXT NOT NULL,
     prefix TEXT NOT NULL,
     credentials TEXT,
+    options JSONB DEFAULT '{}'::jsonb NOT NULL,
     marker TEXT,
     priority SMALLINT DEFAULT 0 NOT NULL,
     CONSTRAINT pk_protocol PRIMARY KEY (id),

@@ -1,0 +1,46 @@
+"""What each scheme may be told: its options, and the keys that a secret for it may hold. Nothing is imported for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ANY_OPTIONS = ("timeout_s",)  # every scheme takes them
+ANY_KEYS = ("ca",)  # PEM of what certificates are checked with
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """`secrets` are the ways to be let in: all keys of one of them are needed. `also` may stand beside any."""
+
+    options: tuple[str, ...] = ()
+    secrets: tuple[tuple[str, ...], ...] = ()
+    also: tuple[str, ...] = ()
+
+    def option_names(self) -> list[str]:
+        return sorted({*self.options, *ANY_OPTIONS})
+
+    def keys(self) -> list[str]:
+        """Every key that a secret for the scheme may hold; none for a scheme that needs no secret."""
+        if not self.secrets:
+            return []
+        return sorted({*(key for way in self.secrets for key in way), *self.also, *ANY_KEYS})
+
+
+_PASSWORD = ("username", "password")
+_CERTIFICATE = ("certificate", "key")  # PEM texts
+_DAV = Declared(secrets=(("token",), _PASSWORD, _CERTIFICATE))
+CHOICES = {"addressing": ("path", "virtual")}
+DECLARED: dict[str, Declared] = {
+    "posix": Declared(),
+    "file": Declared(),
+    "s3": Declared(("region", "addressing"), (("access_key", "secret_key"),), ("session_token",)),
+    "davs": _DAV,
+    "dav": _DAV,
+    "sftp": Declared(("host_key",), (_PASSWORD, ("username", "private_key")), ("passphrase",)),
+    "root": Declared(secrets=(("token",), _CERTIFICATE)),
+}
+
+
+def declared(scheme: str) -> Declared | None:
+    """What the scheme may be told; None for one of which that is not known: it may be told anything."""
+    return DECLARED.get(scheme)
