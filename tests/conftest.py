@@ -22,6 +22,7 @@ import pytest
 from dlm.clock import ManualClock
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database
+from dlm.vault import Vault
 
 DIRECTORY = "DLM_TEST_DIRECTORY"
 PREFIX = "dlm-test-"
@@ -39,6 +40,7 @@ OPTIONS = (
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 2 * 1024**3
 NAMES = itertools.count(1)
+KEY = "A" * 43  # of secrets: 32 bytes that everybody knows
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -130,6 +132,6 @@ def clock() -> ManualClock:
 @pytest.fixture
 def database(dsn: str, clock: ManualClock) -> Iterator[Database]:
     """A fresh, empty database on the test's clock."""
-    database = Database(dsn, clock=clock)
+    database = Database(dsn, clock=clock, vault=Vault(text=KEY))
     yield database
     database.dispose()

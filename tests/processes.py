@@ -48,6 +48,7 @@ class Service:
             "web.port": port,
             "client.url": f"http://127.0.0.1:{port}",
             "client.token_file": directory / "token",
+            "secrets.key_file": directory / "secrets.key",
         }
         self._write_config({**fixed, **settings})
 

@@ -54,6 +54,9 @@ CONFIG = """
 [database]
 embedded_dir = {var}/db
 
+[secrets]
+key_file = {var}/secrets.key
+
 [run]
 dir = {var}
 

@@ -33,22 +33,30 @@ def setting(
     least: float | None = None,
     most: float | None = None,
     choices: tuple[str, ...] = (),
+    is_secret: bool = False,
 ) -> Any:
-    """A field of Settings. Its section is the first word of its name; the bounds are inclusive."""
-    facts = {"unit": unit, "help": help, "least": least, "most": most, "choices": choices}
-    return field(default=default, metadata=facts)
+    """A field of Settings. Its section is the first word of its name; the bounds are inclusive. A secret is not shown."""
+    facts = {"unit": unit, "help": help, "least": least, "most": most, "choices": choices, "is_secret": is_secret}
+    return field(default=default, metadata=facts, repr=not is_secret)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings in force. Relative paths count from the directory in which a program is started."""
 
-    database_dsn: str = setting("", "", "address of a PostgreSQL (postgresql+psycopg://…); empty: the embedded one")
+    database_dsn: str = setting(
+        "", "", "address of a PostgreSQL (postgresql+psycopg://…); empty: the embedded one", is_secret=True
+    )
     database_embedded_dir: str = setting("var/db", "path", "directory of the embedded PostgreSQL")
     database_bin_dir: str = setting("", "path", "PostgreSQL programs for the embedded server; empty: found by itself")
     database_pool_size: int = setting(5, "connections", "connections a process keeps; as many more under load", 1, 100)
     database_statement_timeout_s: float = setting(60.0, "s", "a statement that takes longer is ended", 1, 3600)
     database_lock_timeout_s: float = setting(10.0, "s", "a statement that waits longer for a lock is ended", 0.1, 600)
+
+    secrets_key_file: str = setting(
+        "var/secrets.key", "path", "file with the keys of secrets, the newest first; mode 600"
+    )
+    secrets_key: str = setting("", "", "the keys themselves, instead of a file; not from a flag", is_secret=True)
 
     run_dir: str = setting("var", "path", "directory for tokens, pid files and logs of services started here")
 
@@ -64,7 +72,7 @@ class Settings:
     )
 
     client_url: str = setting("http://127.0.0.1:8410", "", "where dlm-admin finds the web service; also DLM_URL")
-    client_token: str = setting("", "", "the token dlm-admin shows; also DLM_TOKEN")
+    client_token: str = setting("", "", "the token dlm-admin shows; also DLM_TOKEN", is_secret=True)
     client_token_file: str = setting("var/token", "path", "file with that token, read when client_token is empty")
 
     judge_interval_s: float = setting(5.0, "s", "longest sleep between two looks for work", 0.01, 3600)
@@ -135,7 +143,11 @@ def flags_of(texts: Iterable[str]) -> dict[str, str]:
         if not equals or "." not in key:
             hint = "write it as section.key=value, e.g. judge.interval_s=1"
             raise InvalidInput(f"--set {text} is no setting with its value", field="set", hint=hint)
-        flags[key.strip().replace(".", "_", 1)] = value
+        name = key.strip().replace(".", "_", 1)
+        if name == "secrets_key":
+            hint = "DLM_SECRETS_KEY, or a file that secrets.key_file names"
+            raise InvalidInput("keys are not given as a flag: everybody on the host sees those", field="set", hint=hint)
+        flags[name] = value
     return flags
 
 

@@ -17,6 +17,7 @@ import pytest
 from dlm.cli.host import Service, write_secret
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.errors import Conflict, Transient
+from dlm.vault import Vault
 
 pytestmark = pytest.mark.processes
 PATIENCE_S = 120
@@ -84,6 +85,8 @@ def test_the_embedded_database_is_made_started_looked_at_and_stopped(embedded: H
     before = token.read_text()
     assert "account root" in embedded("db", "init")
     assert token.read_text() == before, "a token that is valid stays"
+    key = embedded.directory / "var" / "secrets.key"
+    assert key.stat().st_mode & 0o777 == 0o600 and len(Vault(str(key)).key_ids()) == 1
     assert "the newest" in embedded("db", "status")
     assert "runs already" in embedded("db", "start")
     assert embedded("db", "psql", "--", "-tAc", "SELECT name FROM account").strip() == "root"

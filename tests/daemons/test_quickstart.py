@@ -189,7 +189,7 @@ def test_a_failure_names_the_step_and_the_logs_and_leaves_nothing_running(visito
     visitor.var.mkdir()
     var = visitor.var
     settings = f"[database]\nembedded_dir={var}/db\n[run]\ndir={var}\n[web]\nport={port}\n"
-    client = f"[client]\nurl=http://127.0.0.1:{port}\ntoken_file={var}/token\n"
+    client = f"[secrets]\nkey_file={var}/secrets.key\n[client]\nurl=http://127.0.0.1:{port}\ntoken_file={var}/token\n"
     (var / "dlm.cfg").write_text(settings + client)
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))

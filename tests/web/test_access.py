@@ -46,7 +46,7 @@ def test_every_route_names_a_permission_of_the_policy(app: Flask) -> None:
     assert [(method, address) for method, address, name in calls(app) if name not in known] == []
 
 
-ASKED_INSIDE = {"account.private", "replica.path"}  # depends on what is registered, so that the use case asks
+ASKED_INSIDE = {"account.private", "replica.path", "secret.use"}  # depends on what is registered, so that the use case asks
 
 
 def test_every_permission_of_the_policy_is_used_by_a_route(app: Flask) -> None:

@@ -55,14 +55,12 @@ def item(session: Session, name: str) -> dict[str, Any]:
 
 def without_secret(name: str, value: Any) -> Any:
     """The value, or as much of it as others may see."""
-    if name == "client_token" and value:
-        return HIDDEN
     if name == "database_dsn" and value:
         try:
             return sa.make_url(value).render_as_string(hide_password=True)
         except sa.exc.ArgumentError:
             return HIDDEN
-    return value
+    return HIDDEN if declared.DECLARED[name].metadata["is_secret"] and value else value
 
 
 @config.command("example")

@@ -14,7 +14,7 @@ from dlm.cli import host
 from dlm.cli.session import Noun, Session, pass_session, read_token
 from dlm.cli.units import shown_seconds
 from dlm.config import Settings
-from dlm.core import accounts
+from dlm.core import accounts, secrets
 from dlm.db import migrate
 from dlm.db.binaries import find_binaries
 from dlm.db.embedded import EmbeddedPostgres
@@ -34,7 +34,7 @@ def db() -> None:
 @db.command("init")
 @pass_session
 def init(session: Session) -> None:
-    """Make the database, its schema, the first account (root) and its token. Again does no harm."""
+    """Make the database, its schema, the first account (root), its token, and the key of secrets. Again does no harm."""
     started = time.monotonic()
     item = prepare(session.settings)
     spent = shown_seconds(round(time.monotonic() - started, 1))
@@ -50,6 +50,8 @@ def prepare(settings: Settings) -> dict[str, Any]:
     bring_up(settings)
     database = open_database(settings)
     try:
+        with database.begin("admin.first-key") as tx:
+            secrets.ensure_key(tx)
         token_file = first_token(database, settings)
     finally:
         database.dispose()

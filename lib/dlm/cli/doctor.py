@@ -19,8 +19,8 @@ from dlm.cli.client import Client
 from dlm.cli.output import coloured
 from dlm.cli.session import Session, Verb, pass_session
 from dlm.cli.units import counted, shown_seconds, shown_size
-from dlm.core import mover
-from dlm.db import daemons, health, storages
+from dlm.core import credentials, mover
+from dlm.db import daemons, health
 from dlm.db.engine import Database, Tx
 from dlm.db.opening import embedded, open_database, revisions
 from dlm.errors import DlmError
@@ -200,7 +200,7 @@ def _catalogue(tx: Tx) -> Iterator[Line]:
 
 def markers(tx: Tx) -> Iterator[Line]:
     """Whether every storage can be reached from this host and is the one it should be."""
-    refs = storages.protocols(tx)
+    refs = credentials.refs(tx)
     absent = mover.absent(refs.values(), MARKER_TIMEOUT_S)
     for storage_id, reason in sorted(absent.items()):
         name = refs[storage_id].storage_name

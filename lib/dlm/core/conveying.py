@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
+from dlm.core import credentials
 from dlm.core.conveyor import Action, Cancel, Candidate, Patience, Transfer, Wish, decide
 from dlm.db import requests, storages
 from dlm.db.attempts import Result
@@ -83,7 +84,7 @@ def load_batch(tx: Tx, rows: Sequence[Row[Any]], patience: Patience) -> Batch:
     for row, wish, action in zip(rows, wishes, decide(wishes, by_id, patience), strict=True):
         items[row.id] = _item(row, files[row.id], replicas[row.did_id], wish, action, row.id in taken)
     lease_s = min((row.claimed_until - tx.now for row in rows), default=timedelta()).total_seconds()
-    return Batch(items, storages.protocols(tx), lease_s)
+    return Batch(items, credentials.refs(tx), lease_s)
 
 
 def _wishes(

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from sqlalchemy.engine import Row
 
 from dlm import did as codec
+from dlm.core import credentials
 from dlm.core import dids as did_cases
 from dlm.core.accounts import get_scopes
 from dlm.core.authorize import authorize
@@ -283,7 +284,7 @@ def best_replicas(tx: Tx, scope: str, name: str) -> list[Source]:
     found = replicas.readable(tx, row.id)
     if not found:
         _refuse_reading(tx, row)
-    ways = storages.protocols(tx, [replica.storage_id for replica in found])
+    ways = credentials.refs(tx, [replica.storage_id for replica in found])
     checksums = Checksums(row.adler32, row.md5, row.sha256)
     return [
         Source(item.storage, ways[item.storage_id], path_of(item), item.state, item.size_bytes, checksums)

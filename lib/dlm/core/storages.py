@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm import did as codec
+from dlm.core import credentials
 from dlm.core.expression import check_key
 from dlm.core.names import FIRST_PAGE, check_name, check_text, meant
 from dlm.core.protocols import LOCAL, NewProtocol, check_protocols, check_spoken
@@ -71,7 +72,9 @@ def add_storage(tx: Tx, new: NewStorage, take_root: bool = True) -> Row[Any]:
     if made is None:
         hint = "names are never used twice, also not after a storage is retired"
         raise Conflict(f"storage {new.name} exists already", field="name", hint=hint)
-    for way in new.protocols:
+    for index, way in enumerate(new.protocols):
+        if way.credentials is not None:
+            credentials.require(tx, way.scheme, way.credentials, f"protocols[{index}].")
         storages.insert_protocol(tx, made.id, way.values())
     events.record(tx, "storage", made.id, "added", after={**new.values(), "site": new.site})
     changes.add(tx, ChangeKind.STORAGES, storage_id=made.id)
@@ -147,6 +150,8 @@ def update_protocol(tx: Tx, name: str, scheme: str, facts: Mapping[str, Any]) ->
     after = {"credentials": facts.get("credentials", way.credentials), "options": options}
     check_spoken(scheme, after["credentials"], options)
     if after != before:
+        if after["credentials"] is not None:
+            credentials.require(tx, scheme, after["credentials"])
         storages.update_protocol(tx, row.id, scheme, after["credentials"], options)
         told = {"scheme": scheme}
         events.record(tx, "storage", row.id, "protocol set", before={**told, **before}, after={**told, **after})
@@ -206,7 +211,9 @@ def _switch_reason(before: Mapping[str, Any], after: Mapping[str, Any], reason: 
 
 def _take_root(tx: Tx, storage_id: int, uuid: str, may_write: bool) -> None:
     """Make the root recognisable, by a marker in it or (where nothing may be written) by its seal."""
-    ref = storages.protocols(tx, [storage_id])[storage_id]
+    ref = credentials.refs(tx, [storage_id])[storage_id]
+    if ref.unusable is not None:
+        raise Conflict(ref.unusable, field="credentials")
     protocol = open_protocol(ref)
     _refuse_shared(tx, storage_id, protocol)
     _refuse_nested(tx, ref)
@@ -264,7 +271,7 @@ def _refuse_nested(tx: Tx, ref: ProtocolRef) -> None:
 
 def _put_marker(tx: Tx, row: Row[Any]) -> None:
     """Put the marker into a root that was known by its seal, and is the same root still."""
-    ref = storages.protocols(tx, [row.id])[row.id]
+    ref = credentials.refs(tx, [row.id])[row.id]
     if ref.storage_uuid == str(row.uuid):
         return
     protocol = open_protocol(ref)
@@ -316,4 +323,4 @@ def _check_attributes(attributes: Mapping[str, str]) -> None:
 def root_of(tx: Tx, name: str) -> ProtocolRef:
     """How to speak to the storage, by its preferred protocol."""
     row = get_storage(tx, name)
-    return storages.protocols(tx, [row.id])[row.id]
+    return credentials.refs(tx, [row.id])[row.id]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from dlm.core import audit
-from dlm.db import audits, storages
+from dlm.core import audit, credentials
+from dlm.db import audits
 from dlm.db import verify as rows
 from dlm.db.engine import Tx
 from dlm.did import derived_path, from_derived_path
@@ -53,7 +53,7 @@ def verify_files(tx: Tx, storage_ids: Sequence[int] | None = None, *, with_check
     its owner's business, and not dark. Memory is bounded by the findings.
     """
     findings: list[Finding] = []
-    refs = storages.protocols(tx)
+    refs = credentials.refs(tx)
     for storage in rows.storages_to_compare(tx, storage_ids):
         if storage.id not in refs:
             continue

@@ -17,12 +17,12 @@ from sqlalchemy.engine import Row
 
 from dlm import effects
 from dlm.config import Settings
-from dlm.core import audit
+from dlm.core import audit, credentials
 from dlm.core.audit import Answer, Verdict
 from dlm.daemons.abreast import Abreast
 from dlm.daemons.loop import Pass
 from dlm.daemons.reaper import breaker_limits
-from dlm.db import audits, breakers, storages, usage
+from dlm.db import audits, breakers, usage
 from dlm.db.audits import Item
 from dlm.db.engine import Database, Tx
 from dlm.did import derived_path
@@ -70,7 +70,7 @@ class Auditor:
         """Look at the markers of storages not looked at for a while, side by side."""
         with self.database.begin("auditor.look", commit=not dry_run) as tx:
             due = audits.claim_looks(tx, LOOK_S, self._abreast.hanging())
-            refs = storages.protocols(tx, due)
+            refs = credentials.refs(tx, due)
             breakers.forget_harm(tx, 2 * self.limits.window_s)
         if dry_run or not due:
             return
@@ -89,7 +89,7 @@ class Auditor:
             if check is None:
                 return
             items, is_last_look = self._load(tx, check)
-            ref = storages.protocols(tx, [check.storage_id]).get(check.storage_id)
+            ref = credentials.refs(tx, [check.storage_id]).get(check.storage_id)
             lease_s = self.settings.auditor_lease_s + _read_s(items)
             audits.extend(tx, check.id, lease_s)
         if dry_run:
@@ -180,7 +180,7 @@ class Auditor:
             audits.forget_gone(tx, batch)
             audits.call_reported(tx, batch, PROBE_PAUSE_S, PROBE_PAUSE_MAX_S)
             due = audits.claim_due(tx, batch, lease_s, SLOW_BYTES_S, self._abreast.hanging())
-            refs = storages.protocols(tx, {item.storage_id for item, _ in due})
+            refs = credentials.refs(tx, {item.storage_id for item, _ in due})
         if dry_run or not due:
             return
         done.is_full = done.is_full or len(due) == batch

@@ -19,11 +19,11 @@ from sqlalchemy.engine import Row
 from dlm import effects
 from dlm.clock import DatabaseClock
 from dlm.config import Settings
-from dlm.core import audit, breaker
+from dlm.core import audit, breaker, credentials
 from dlm.core import reaper as planner
 from dlm.daemons.abreast import Abreast
 from dlm.daemons.loop import Pass
-from dlm.db import breakers, changes, events, storages, usage
+from dlm.db import breakers, changes, events, usage
 from dlm.db import reaper as rows
 from dlm.db.engine import Database, Tx
 from dlm.db.reaper import Claim
@@ -77,7 +77,7 @@ class Reaper:
             return done
         with self.database.begin("reaper.recheck") as tx:
             claims = self._recheck(tx, claims, done)
-            refs = storages.protocols(tx, {claim.storage_id for claim in claims})
+            refs = credentials.refs(tx, {claim.storage_id for claim in claims})
         for storage_id, outcome in self._act(claims, refs, deadline).items():
             with self.database.begin("reaper.record") as tx:
                 self._record(tx, storage_id, outcome, done)

@@ -24,6 +24,7 @@ from dlm import effects
 from dlm.clock import Clock, DatabaseClock
 from dlm.errors import Conflict, DlmError, InvalidInput, Transient
 from dlm.types import Identity
+from dlm.vault import Vault
 
 SYSTEM = Identity(account_id=None, account="dlm", roles=frozenset({"daemon"}))
 
@@ -36,6 +37,7 @@ class Tx:
     now: datetime
     actor: Identity = SYSTEM
     statements: int = field(default=0)
+    vault: Vault = field(default_factory=Vault)  # what secrets are opened with; without keys, as it is made here
 
     def run(self, sql: str, **values: Any) -> sa.CursorResult[Any]:
         """Execute one statement; dicts must be wrapped with `json()`; lists become arrays (cast them)."""
@@ -88,8 +90,10 @@ class Database:
         statement_timeout_s: float = 60,
         lock_timeout_s: float = 10,
         way_out: str | None = None,
+        vault: Vault | None = None,
     ) -> None:
         self.dsn = dsn
+        self.vault = vault or Vault()
         self.way_out = way_out  # what a person does when the database does not answer
         self.clock: Clock = clock or DatabaseClock()
         options = f"-c statement_timeout={int(statement_timeout_s * 1000)} -c lock_timeout={int(lock_timeout_s * 1000)} -c timezone=UTC"
@@ -112,7 +116,7 @@ class Database:
         """
         try:
             with self.engine.connect() as connection:
-                tx = Tx(connection, self.clock.now(connection), actor)
+                tx = Tx(connection, self.clock.now(connection), actor, vault=self.vault)
                 yield tx
                 if not commit:
                     connection.rollback()
@@ -157,6 +161,7 @@ _CONSTRAINTS: dict[str, DlmError] = {
     "uq_account_name": Conflict("an account of this name exists already", field="name"),
     "uq_did_scope_id_name": Conflict("this DID exists already; names are never used twice", field="name"),
     "uq_rule_live": Conflict("another rule asks for this already", field="copies", hint="see: dlm-admin rule list --did DID"),
+    "uq_secret_name": Conflict("a secret of this name exists already", field="name"),
     "uq_protocol_storage_id_scheme": Conflict("the storage has a protocol of this scheme already", field="scheme"),
 }
 _PASSING = ("40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53")  # and class 08, and no SQLSTATE at all

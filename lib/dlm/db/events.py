@@ -85,6 +85,7 @@ def list_page(
                     WHEN 'did' THEN (SELECT s.name || ':' || d.name FROM did d JOIN scope s ON s.id = d.scope_id
                                       WHERE d.id = e.object_id)
                     WHEN 'site' THEN (SELECT name FROM site WHERE id = e.object_id)
+                    WHEN 'secret' THEN (SELECT name FROM secret WHERE id = e.object_id)
                     WHEN 'scope' THEN (SELECT name FROM scope WHERE id = e.object_id)
                     WHEN 'account' THEN (SELECT name FROM account WHERE id = e.object_id) END AS name,
                   e.action, e.actor, e.request_id, e.cause, e.before, e.after

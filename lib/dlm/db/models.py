@@ -128,6 +128,21 @@ protocol = Table(
     sa.UniqueConstraint("storage_id", "scheme"),
 )
 
+# What a protocol's credentials name: the values, encrypted under the key `key_id` with the name as associated data.
+secret = Table(
+    "secret",
+    metadata,
+    _id(Integer),
+    Column("name", Text, nullable=False, unique=True),
+    Column("account_id", Integer, ForeignKey("account.id")),  # whose it is; null: of who rules the host
+    Column("keys", ARRAY(Text), nullable=False),  # what its values are called
+    Column("version", Integer, nullable=False),  # of the values; the next one when they are set anew
+    Column("key_id", Text, nullable=False),
+    Column("ciphertext", BYTEA, nullable=False),
+    *[_at(name, nullable=False) for name in ("created_at", "set_at")],
+    _at("rotated_at"),  # when it was encrypted anew under another key, the values as they were
+)
+
 # reserved = bytes of replicas still copying + bytes promised by locks whose replicas do not exist yet
 # used     = bytes of replicas that are (or may be) on the storage: available, unverified, bad, deleting
 storage_usage = Table(

@@ -12,6 +12,7 @@ from dlm.db import migrate
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database, translated
 from dlm.errors import InvalidInput
+from dlm.vault import Vault
 
 DRIVER = "postgresql+psycopg"
 
@@ -57,6 +58,7 @@ def open_database(settings: Settings, clock: Clock | None = None) -> Database:
         statement_timeout_s=settings.database_statement_timeout_s,
         lock_timeout_s=settings.database_lock_timeout_s,
         way_out="dlm-admin up" if not settings.database_dsn else "does it run, and is database.dsn right?",
+        vault=Vault(settings.secrets_key_file, settings.secrets_key),
     )
 
 

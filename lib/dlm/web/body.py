@@ -98,7 +98,7 @@ def _constant(text: str) -> NoReturn:
 def _whole(text: str) -> int:
     if len(text.lstrip("-")) > _MAX_DIGITS or not -(2**63) <= (value := int(text)) < 2**63:
         raise InvalidInput(
-            f"the number {text[:24]} is beyond 64 bits", field="body", hint="-2^63 to 2^63-1 are allowed"
+            f"a number of {len(text)} digits is beyond 64 bits", field="body", hint="-2^63 to 2^63-1 are allowed"
         )
     return value
 
@@ -106,7 +106,7 @@ def _whole(text: str) -> int:
 def _real(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise InvalidInput(f"the number {text[:24]} is too large", field="body")
+        raise InvalidInput(f"a number of {len(text)} digits is too large", field="body")
     return value
 
 
