@@ -28,7 +28,7 @@ TEMPORARIES = ".dlm-tmp"  # a directory in the root
 SIBLING = ".dlm-tmp~"  # the beginning of a temporary's name in a directory on another file system
 PATH_LIMIT_BYTES = 4095  # what other programs can still open
 _OPEN_DIRECTORIES = 32  # per root; a few roots times threads stay below the usual limit of 1024 descriptors
-_MARKER_LIMIT_BYTES = 4096
+MARKER_LIMIT_BYTES = 4096
 
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -119,6 +119,25 @@ def _refused(path: str, reason: str) -> StorageError:
     return StorageError(ErrorClass.INVALID_PATH, f"path {shown(path)} refused: {reason}", field="path")
 
 
+def parsed_marker(text: bytes, prefix: str) -> dict[str, str]:
+    """What a marker's text says (`id`, `name`); UNAVAILABLE if it cannot be understood."""
+    try:
+        return {"id": str(json.loads(text)["id"]), "name": str(json.loads(text).get("name", ""))}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        detail = f"the marker {MARKER} in {shown(prefix)} is damaged"
+        raise StorageError(ErrorClass.UNAVAILABLE, detail) from None
+
+
+def require_owner(marker: dict[str, str] | None, storage_uuid: str, prefix: str, hint: str = "is it mounted?") -> None:
+    """StorageError UNAVAILABLE unless the root's marker is there and names that storage."""
+    if marker is None:
+        raise StorageError(ErrorClass.UNAVAILABLE, f"root {shown(prefix)} carries no marker {MARKER}", hint=hint)
+    if marker["id"] != storage_uuid:
+        owner = f"{marker['name']} ({marker['id']})"
+        detail = f"root {shown(prefix)} belongs to storage {owner}, not {storage_uuid}"
+        raise StorageError(ErrorClass.UNAVAILABLE, detail)
+
+
 class Root:
     """An open root and the directories walked so far. For one thread and a short time: directories may be replaced.
 
@@ -162,12 +181,8 @@ class Root:
         except OSError as error:
             raise from_os_error(error, "read marker", MARKER) from error
         with translating("read marker", MARKER), open(fd, "rb") as file:
-            text = file.read(_MARKER_LIMIT_BYTES)
-        try:
-            return {"id": str(json.loads(text)["id"]), "name": str(json.loads(text).get("name", ""))}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            detail = f"the marker {MARKER} in {shown(self.prefix)} is damaged"
-            raise StorageError(ErrorClass.UNAVAILABLE, detail) from None
+            text = file.read(MARKER_LIMIT_BYTES)
+        return parsed_marker(text, self.prefix)
 
     def require_marker(self, storage_uuid: str) -> None:
         """StorageError UNAVAILABLE unless this root carries the marker with that id.
@@ -180,14 +195,7 @@ class Root:
             self._require_seal(storage_uuid)
             self._require_content()
             return
-        marker = self.marker()
-        if marker is None:
-            detail = f"root {shown(self.prefix)} carries no marker {MARKER}"
-            raise StorageError(ErrorClass.UNAVAILABLE, detail, hint="is it mounted?")
-        if marker["id"] != storage_uuid:
-            owner = f"{marker['name']} ({marker['id']})"
-            detail = f"root {shown(self.prefix)} belongs to storage {owner}, not {storage_uuid}"
-            raise StorageError(ErrorClass.UNAVAILABLE, detail)
+        require_owner(self.marker(), storage_uuid, self.prefix)
 
     def seal(self) -> str:
         """The root's identity as the kernel tells it: file system and inode, the same after a remount and a reboot."""

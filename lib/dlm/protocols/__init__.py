@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat, StorageProtocol, Written
@@ -37,4 +38,42 @@ def _posix(ref: ProtocolRef) -> StorageProtocol:
     return PosixProtocol(ref)
 
 
-_ADAPTERS: dict[str, Callable[[ProtocolRef], StorageProtocol]] = {"posix": _posix, "file": _posix}
+def _webdav(ref: ProtocolRef) -> StorageProtocol:
+    from dlm.protocols.webdav import WebDavProtocol
+
+    return WebDavProtocol(ref)
+
+
+def _s3(ref: ProtocolRef) -> StorageProtocol:
+    with _needing("s3", "botocore"):
+        from dlm.protocols.s3 import S3Protocol
+    return S3Protocol(ref)
+
+
+def _sftp(ref: ProtocolRef) -> StorageProtocol:
+    with _needing("sftp", "asyncssh"):
+        from dlm.protocols.sftp import SftpProtocol
+    return SftpProtocol(ref)
+
+
+@contextlib.contextmanager
+def _needing(extra: str, package: str) -> Iterator[None]:
+    """Unsupported, with what to install, when the package is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        hint = f"pip install 'dlm[{extra}]'"
+        raise Unsupported(f"the {extra} protocol needs the package {package}", field="scheme", hint=hint) from error
+
+
+_ADAPTERS: dict[str, Callable[[ProtocolRef], StorageProtocol]] = {
+    "posix": _posix,
+    "file": _posix,
+    "s3": _s3,
+    "davs": _webdav,
+    "https": _webdav,
+    "dav": _webdav,
+    "sftp": _sftp,
+}

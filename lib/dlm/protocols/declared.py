@@ -28,14 +28,16 @@ class Declared:
 
 _PASSWORD = ("username", "password")
 _CERTIFICATE = ("certificate", "key")  # PEM texts
-_DAV = Declared(secrets=(("token",), _PASSWORD, _CERTIFICATE))
-CHOICES = {"addressing": ("path", "virtual")}
+# trusted_hosts: where redirects may take the secret (names, or endings that begin with a dot, with commas between)
+_DAV = Declared(("allow_http", "trusted_hosts"), (("token",), _PASSWORD, _CERTIFICATE))
+CHOICES = {"addressing": ("path", "virtual"), "allow_http": ("true", "false")}
 DECLARED: dict[str, Declared] = {
     "posix": Declared(),
     "file": Declared(),
-    "s3": Declared(("region", "addressing"), (("access_key", "secret_key"),), ("session_token",)),
+    "s3": Declared(("region", "addressing", "allow_http"), (("access_key", "secret_key"),), ("session_token",)),
     "davs": _DAV,
     "dav": _DAV,
+    "https": _DAV,
     "sftp": Declared(("host_key",), (_PASSWORD, ("username", "private_key")), ("passphrase",)),
     "root": Declared(secrets=(("token",), _CERTIFICATE)),
 }

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Self
 
 from dlm.errors import StorageError, Unsupported
 from dlm.types import Checksums, ProtocolRef
@@ -86,10 +87,22 @@ class Chunks:
 
 
 class StorageProtocol(ABC):
-    """Speaks to one storage. Cheap to make, holds nothing open between calls, may be used by several threads."""
+    """Speaks to one storage. Cheap to make, may be used by several threads.
+
+    Connections, where there are any, are made when first needed, and kept until `close` or the end of the object.
+    """
 
     def __init__(self, ref: ProtocolRef) -> None:
         self.ref = ref
+
+    def close(self) -> None:  # noqa: B027  most have nothing to close
+        """Let go of connections that are not in use; more than once does no harm."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @abstractmethod
     def stat(self, path: str) -> Stat | None:
@@ -108,16 +121,21 @@ class StorageProtocol(ABC):
         attempt: str,
         replace: bool = False,
         algorithms: Collection[str] = ("adler32",),
+        size_bytes: int | None = None,
     ) -> Written:
         """Store the chunks durably, then name them `path` atomically.
 
         Content that stands there already: the same is adopted, other content is DESTINATION_EXISTS, unless
         `replace`. Until the end the bytes have a temporary name that carries the attempt; on failure it is removed.
+        `size_bytes`, where it is known before, is announced to a storage that wants to be told.
         """
 
     @abstractmethod
     def delete(self, path: str) -> bool:
-        """Delete one file durably; False if it was not there. Directories left empty go too."""
+        """Delete one file durably; False if it was not there.
+
+        Directories left empty go too, where the storage can remove a directory only if it is empty.
+        """
 
     @abstractmethod
     def delete_many(
@@ -139,7 +157,7 @@ class StorageProtocol(ABC):
 
     @abstractmethod
     def space(self) -> Space:
-        """Capacity as the storage itself sees it."""
+        """Capacity as the storage itself sees it; errors.Unsupported where it does not say."""
 
     @abstractmethod
     def identify(self) -> str | None:

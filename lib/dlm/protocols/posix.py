@@ -48,6 +48,7 @@ class PosixProtocol(StorageProtocol):
         attempt: str,
         replace: bool = False,
         algorithms: Collection[str] = ("adler32",),
+        size_bytes: int | None = None,
     ) -> Written:
         digest = Digest(algorithms)
         with self._marked_root() as root:

@@ -1,0 +1,213 @@
+"""What all storages behind a network have in common: a marker that is a small file, and looking before writing."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from dlm.digest import Digest
+from dlm.errors import StorageError
+from dlm.protocols.interface import Chunks, Entry, Stat, StorageProtocol, Written
+from dlm.rooted import MARKER, SEAL, SIBLING, TEMPORARIES, parsed_marker, require_owner, shown, split
+from dlm.staging import temporary_name
+from dlm.types import Checksums, ErrorClass, ProtocolRef
+
+MARKER_REMEMBERED_S = 5.0
+DEFAULT_TIMEOUT_S = 60.0
+_NO_MARKER = "is this the right root?"
+
+
+class RemoteProtocol(StorageProtocol):
+    """The adapter gives the operations on single files; what they share is here.
+
+    The marker is looked at by the first call, and again after some seconds.
+    """
+
+    def __init__(self, ref: ProtocolRef) -> None:
+        super().__init__(ref)
+        self.timeout_s = float(ref.options.get("timeout_s", DEFAULT_TIMEOUT_S))
+        self._marked_until = 0.0
+
+    def __del__(self) -> None:
+        self.close()
+
+    # -- for the adapter to give --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _read_marker(self) -> bytes | None:
+        """The marker's text, None without one; UNAVAILABLE without a root."""
+
+    @abstractmethod
+    def _write_marker(self, text: bytes) -> None:
+        """Store the marker, unless one is there."""
+
+    @abstractmethod
+    def _make_root(self) -> None:
+        """Make the root if it is not there, where that is a matter of a directory."""
+
+    @abstractmethod
+    def _stat(self, path: str) -> Stat | None:
+        """`stat` without a look at the marker; the path is checked."""
+
+    @abstractmethod
+    def _open(self, path: str, offset: int = 0, length: int | None = None) -> Chunks:
+        """`read` without a look at the marker; the path is checked."""
+
+    @abstractmethod
+    def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
+        """Store the chunks under the path; False when the same content stood there when they were to be named.
+
+        `temporary` is the name until then; nothing of it is left, however this ends.
+        """
+
+    @abstractmethod
+    def _delete(self, path: str) -> bool:
+        """`delete` without a look at the marker; the path is checked."""
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def _checked(self, path: str) -> str:
+        """The path, once it is proven to stay in the root, which is proven to be the right one."""
+        split(path)
+        self._require_root()
+        return path
+
+    def stat(self, path: str) -> Stat | None:
+        return self._stat(self._checked(path))
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> Chunks:
+        return self._open(self._checked(path), offset, length)
+
+    def write(
+        self,
+        path: str,
+        chunks: Iterable[bytes],
+        *,
+        attempt: str,
+        replace: bool = False,
+        algorithms: Collection[str] = ("adler32",),
+        size_bytes: int | None = None,
+    ) -> Written:
+        digest = Digest(algorithms)
+        temporary = temporary_name(attempt, self._checked(path))
+        bytes_in = _digested(chunks, digest)
+        if not replace and self._stat(path) is not None:
+            with self._open(path) as stored:
+                require_same(bytes_in, stored, path)
+            return Written(digest.size_bytes, Checksums(**digest.hexdigests()), was_adopted=True)
+        published = self._store(path, bytes_in, temporary, replace, size_bytes)
+        return Written(digest.size_bytes, Checksums(**digest.hexdigests()), was_adopted=not published)
+
+    def checksum(self, path: str, algorithms: Collection[str] = ("adler32",)) -> Checksums:
+        digest = Digest(algorithms)
+        with self.read(path) as chunks:
+            for block in chunks:
+                digest.update(block)
+        return Checksums(**digest.hexdigests())
+
+    def delete(self, path: str) -> bool:
+        return self._delete(self._checked(path))
+
+    def delete_many(
+        self, paths: Iterable[str], is_over: Callable[[], bool] = lambda: False
+    ) -> dict[str, bool | StorageError]:
+        self._require_root()
+        outcomes: dict[str, bool | StorageError] = {}
+        for path in sorted(paths):
+            if is_over():
+                break
+            try:
+                outcomes[path] = self.delete(path)
+            except StorageError as error:
+                outcomes[path] = error
+        return outcomes
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        if prefix:
+            split(prefix)
+        self._require_root()
+        for entry in self._list(prefix):
+            if not is_ours(entry.path):
+                yield entry
+
+    @abstractmethod
+    def _list(self, prefix: str) -> Iterator[Entry]:
+        """`list` without a look at the marker, and with dlm's own files."""
+
+    # -- the marker ---------------------------------------------------------------------------------------------
+
+    def identify(self) -> str | None:
+        marker = self._marker()
+        return None if marker is None else marker["id"]
+
+    def seal(self) -> str:
+        return f"{SEAL}{self.ref.scheme}:{self.ref.prefix.rstrip('/')}"
+
+    def claim(self, storage_uuid: str, create_root: bool = False) -> None:
+        if create_root:
+            self._make_root()
+        marker = self._marker()
+        if marker is None:
+            text = json.dumps({"id": storage_uuid, "name": self.ref.storage_name}) + "\n"
+            self._write_marker(text.encode())
+            marker = self._marker() or {"id": "", "name": ""}
+        if marker["id"] != storage_uuid:
+            detail = f"root {shown(self.ref.prefix)} belongs to storage {marker['name']} ({marker['id']}) already"
+            raise StorageError(ErrorClass.DESTINATION_EXISTS, detail, hint="give each storage a root of its own")
+
+    def require_marker(self, storage_uuid: str) -> None:
+        if not storage_uuid or storage_uuid.startswith(SEAL):
+            self._require_seal(storage_uuid)
+            return
+        require_owner(self._marker(), storage_uuid, self.ref.prefix, _NO_MARKER)
+
+    def _require_seal(self, seal: str) -> None:
+        """A root that dlm may not write to is known by its URL, and taken for unmounted behind it when it is empty."""
+        prefix = shown(self.ref.prefix)
+        if seal and seal != self.seal():
+            raise StorageError(ErrorClass.UNAVAILABLE, f"root {prefix} is another than the one that was added")
+        if next(self._list(""), None) is None:
+            raise StorageError(ErrorClass.UNAVAILABLE, f"root {prefix} is empty", hint=_NO_MARKER)
+
+    def _require_root(self) -> None:
+        """UNAVAILABLE unless the root carried the storage's marker within the last seconds."""
+        if time.monotonic() >= self._marked_until:
+            self.require_marker(self.ref.storage_uuid)
+            self._marked_until = time.monotonic() + MARKER_REMEMBERED_S
+
+    def _marker(self) -> dict[str, str] | None:
+        text = self._read_marker()
+        return None if text is None else parsed_marker(text, self.ref.prefix)
+
+
+def is_ours(path: str) -> bool:
+    """True for dlm's own files in a root."""
+    first, _, rest = path.partition("/")
+    is_at_root = first == TEMPORARIES or (not rest and first.startswith(MARKER))
+    return is_at_root or path.rpartition("/")[2].startswith(SIBLING)
+
+
+def require_same(chunks: Iterable[bytes], stored: Iterator[bytes], path: str) -> None:
+    """DESTINATION_EXISTS unless both have the same bytes; ends at the first that differs."""
+    there = bytearray()
+    for chunk in chunks:
+        while len(there) < len(chunk) and (block := next(stored, b"")):
+            there += block
+        if not there.startswith(chunk):
+            raise other_content(path)
+        del there[: len(chunk)]
+    if there or next(stored, b""):
+        raise other_content(path)
+
+
+def other_content(path: str) -> StorageError:
+    return StorageError(ErrorClass.DESTINATION_EXISTS, f"{shown(path)} is there with other content")
+
+
+def _digested(chunks: Iterable[bytes], digest: Digest) -> Iterator[bytes]:
+    for chunk in chunks:
+        if chunk:
+            digest.update(chunk)
+            yield chunk
