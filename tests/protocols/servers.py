@@ -109,7 +109,7 @@ def _rclone_details(
             secret.clear()
             secret.update(access_key="AK" + secrets.token_hex(6), secret_key=secrets.token_hex(12))
         web = "https" if "--cert" in options else "http"
-        keys = {"RCLONE_AUTH_KEY": f"{secret['access_key']},{secret['secret_key']}"}
+        keys = {"RCLONE_AUTH_KEY": f'"{secret["access_key"]},{secret["secret_key"]}"'}
         return keys, f"{web}://127.0.0.1:{port}/bucket", {}
     login = {"RCLONE_USER": secret.get("username", ""), "RCLONE_PASS": secret.get("password", "")}
     if what == "sftp":

@@ -215,11 +215,11 @@ class WebDavProtocol(RemoteProtocol):
         Found out with an empty file of our own: one of somebody's would be where nobody looks for it.
         """
         if self._is_bending is None:
-            straight, odd = f"{TEMPORARIES}/{temporary}", f"{TEMPORARIES}/{temporary}{_BENT}"
+            straight = f"{TEMPORARIES}/{temporary}"
             self._put(straight, [], 0)
-            self._move(straight, odd, True)
-            self._is_bending = not self._delete(odd)
-            self._delete(straight)
+            self._move(straight, f"{straight}-{_BENT}", True)
+            self._is_bending = not self._delete(f"{straight}-{_BENT}")
+            self._delete(f"{straight}-")
         return self._is_bending
 
     def _put(self, path: str, chunks: Iterable[bytes], size_bytes: int | None) -> None:

@@ -1,0 +1,544 @@
+"""S3: `https://host:port/bucket/below`; botocore speaks, and signs. A PUT is atomic by itself, so only uploads in
+parts leave something unfinished; a note of each stands in the root until it is complete.
+
+Digests of dlm are not what an ETag is, so a checksum is a full read. There is no capacity to ask for.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import botocore.session
+from botocore import UNSIGNED
+from botocore import exceptions as boto
+from botocore.config import Config
+
+from dlm import effects
+from dlm.errors import StorageError, Unsupported
+from dlm.protocols.interface import Chunks, Entry, Space, Stat
+from dlm.protocols.network import NOT_TRUSTED, STATUS_CLASSES, STATUS_CLASSES_WRITING, readable, root_url
+from dlm.protocols.remote import RemoteProtocol, other_content, require_same
+from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
+from dlm.types import ErrorClass
+
+PART_BYTES = 8 << 20
+PARTS_PER_SIZE = 1000  # then parts are twice as large: 10,000 of them are the most, and hold 8 TiB
+PARTS_IN_FLIGHT = 2
+BLOCK_BYTES = 1 << 20
+KEY_LIMIT_BYTES = 1024
+BULK_FILES = 1000
+TRIES = 3
+_CONNECTIONS = 16
+
+_CODES = {
+    "NoSuchBucket": ErrorClass.UNAVAILABLE,
+    "NoSuchKey": ErrorClass.SOURCE_MISSING,
+    "NoSuchUpload": ErrorClass.INTERRUPTED,
+    "PreconditionFailed": ErrorClass.DESTINATION_EXISTS,
+    "QuotaExceeded": ErrorClass.NO_SPACE,
+    "InsufficientCapacity": ErrorClass.NO_SPACE,
+    "EntityTooLarge": ErrorClass.NO_SPACE,
+    "KeyTooLongError": ErrorClass.INVALID_PATH,
+    "InvalidURI": ErrorClass.INVALID_PATH,
+    "SlowDown": ErrorClass.UNAVAILABLE,
+    "ServiceUnavailable": ErrorClass.UNAVAILABLE,
+    "RequestTimeout": ErrorClass.TIMEOUT,
+    "BadDigest": ErrorClass.CHECKSUM_MISMATCH,
+    "RequestTimeTooSkewed": ErrorClass.PERMISSION,
+    "ExpiredToken": ErrorClass.PERMISSION,
+    "InvalidAccessKeyId": ErrorClass.PERMISSION,
+}
+_RAISED: tuple[tuple[type[Exception], ErrorClass], ...] = (
+    (boto.SSLError, ErrorClass.UNAVAILABLE),
+    (boto.ConnectTimeoutError, ErrorClass.TIMEOUT),
+    (boto.ReadTimeoutError, ErrorClass.TIMEOUT),
+    (boto.EndpointConnectionError, ErrorClass.UNAVAILABLE),
+    (boto.InvalidEndpointDiscoveryConfigurationError, ErrorClass.UNAVAILABLE),
+)
+
+
+class translating:  # noqa: N801  reads as a statement
+    """Turns what botocore raises inside the block into a StorageError, by the tables above."""
+
+    __slots__ = ("doing", "path", "writing")
+
+    def __init__(self, doing: str, path: str, writing: bool = False) -> None:
+        self.doing, self.path, self.writing = doing, path, writing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, boto.BotoCoreError | boto.ClientError | OSError):
+            raise _translated(error, self.doing, self.path, self.writing) from error
+
+
+def _translated(error: Exception, doing: str, path: str, writing: bool) -> StorageError:
+    if isinstance(error, boto.ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        statuses = STATUS_CLASSES_WRITING if writing else STATUS_CLASSES
+        error_class = _CODES.get(code) or statuses.get(status, ErrorClass.IO)
+        hint = "the secret is wrong, expired, or allows too little" if error_class == ErrorClass.PERMISSION else None
+        if code == "NoSuchBucket":
+            hint = "make the bucket; dlm does not"
+        return StorageError(error_class, f"cannot {doing} {shown(path)}: the server says {status} {code}", hint=hint)
+    error_class = next((found for kind, found in _RAISED if isinstance(error, kind)), ErrorClass.IO)
+    hint = NOT_TRUSTED if isinstance(error, boto.SSLError) else None
+    return StorageError(error_class, f"cannot {doing} {shown(path)}: {shown(str(error))}", hint=hint)
+
+
+@dataclass(slots=True)
+class Upload:
+    """An upload in parts: what it is called, and the parts that were sent, in order."""
+
+    key: str
+    upload_id: str
+    note: str
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    digests: list[tuple[int, bytes]] = field(default_factory=list)  # (size, md5) of each part
+
+
+class S3Protocol(RemoteProtocol):
+    """One client, which is safe to share between threads, made when first needed."""
+
+    _client: Any = None
+    _bucket = ""
+    _below = ""
+
+    # -- speaking -----------------------------------------------------------------------------------------------
+
+    def _connected(self) -> Any:
+        with _MAKING:  # botocore's sessions are not safe while a client is made
+            if self._client is None:
+                self._client = self._made()
+        return self._client
+
+    def _made(self) -> Any:
+        root = root_url(self.ref, self.ref.prefix.startswith("http:"))
+        self._bucket, _, below = unquote(root.path.strip("/")).partition("/")
+        self._below = f"{below}/" if below else ""
+        if root.scheme not in ("http", "https") or not self._bucket:
+            detail = f"{shown(self.ref.prefix)} is no https://host/bucket"
+            raise StorageError(ErrorClass.UNAVAILABLE, detail, field="prefix")
+        secret, options = self.ref.secret or {}, self.ref.options
+        self._kept = contextlib.ExitStack()
+        ca = self._kept.enter_context(readable(secret["ca"])) if "ca" in secret else None
+        config = Config(
+            signature_version="s3v4" if "access_key" in secret else UNSIGNED,
+            s3={"addressing_style": options.get("addressing", "path")},
+            connect_timeout=self.timeout_s,
+            read_timeout=self.timeout_s,
+            retries={"total_max_attempts": TRIES, "mode": "standard"},
+            max_pool_connections=_CONNECTIONS,
+            proxies={},
+            # Not every server knows the newer checksums; what we send carries Content-MD5.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        with translating("speak to", self.ref.prefix):
+            return _session().create_client(
+                "s3",
+                region_name=options.get("region", "us-east-1"),
+                endpoint_url=f"{root.scheme}://{root.netloc}",
+                aws_access_key_id=secret.get("access_key"),
+                aws_secret_access_key=secret.get("secret_key"),
+                aws_session_token=secret.get("session_token"),
+                verify=ca or _host_store(),
+                config=config,
+            )
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+            self._kept.close()
+
+    def _place(self, path: str) -> dict[str, str]:
+        """Bucket and key of a path."""
+        self._connected()
+        return {"Bucket": self._bucket, "Key": self._below + path}
+
+    def _checked(self, path: str) -> str:
+        try:
+            size = len(path.encode()) + len(unquote(self.ref.prefix).encode())
+        except UnicodeEncodeError:
+            size = 0
+        if not 0 < size - len(self.ref.prefix.partition("://")[2].partition("/")[0]) <= KEY_LIMIT_BYTES:
+            detail = f"path {shown(path)} refused: a key is Unicode text of at most {KEY_LIMIT_BYTES} bytes"
+            raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
+        return super()._checked(path)
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def _head(self, path: str) -> dict[str, Any] | None:
+        client = self._connected()
+        try:
+            with translating("stat", path):
+                return dict(client.head_object(**self._place(path)))
+        except StorageError as error:
+            if error.error_class == ErrorClass.SOURCE_MISSING:
+                return None
+            raise
+
+    def _stat(self, path: str) -> Stat | None:
+        head = self._head(path)
+        return None if head is None else Stat(head["ContentLength"], head["LastModified"])
+
+    def _open(self, path: str, offset: int = 0, length: int | None = None) -> Chunks:
+        if length == 0 or offset:
+            there = self._stat(path)
+            if there is None:
+                raise StorageError(ErrorClass.SOURCE_MISSING, f"{shown(path)} is not there")
+            if length == 0 or offset >= there.size_bytes:
+                return Chunks(iter(()), lambda: None)
+        return self._got(path, offset, length)
+
+    def _got(self, path: str, offset: int = 0, length: int | None = None) -> Chunks:
+        end = "" if length is None else str(offset + length - 1)
+        part = {"Range": f"bytes={offset}-{end}"} if offset or length is not None else {}
+        client = self._connected()
+        try:
+            with translating("read", path):
+                body = client.get_object(**self._place(path), **part)["Body"]
+        except StorageError as error:
+            if getattr(error.__cause__, "response", {}).get("Error", {}).get("Code") == "InvalidRange":
+                return Chunks(iter(()), lambda: None)  # a part of an empty file
+            raise
+        return Chunks(_blocks(body, path), body.close)
+
+    def _list(self, prefix: str) -> Iterator[Entry]:
+        client = self._connected()
+        below = self._below + (f"{prefix}/" if prefix else "")
+        pages = iter(client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=below))
+        while True:
+            with translating("list", prefix or self.ref.prefix):
+                page = next(pages, None)
+            if page is None:
+                return
+            for found in page.get("Contents", ()):
+                path = found["Key"][len(self._below) :]
+                if not path.endswith("/"):  # what some tools leave in a directory's place
+                    yield Entry(path, found["Size"], found["LastModified"])
+
+    def space(self) -> Space:
+        raise Unsupported("S3 does not say how much space it has")
+
+    def presigned(self, path: str, method: str = "get_object", expires_s: int = 3600) -> str:
+        """A URL that lets whoever has it do that to the file (`get_object`, `put_object`, `head_object`), for a time."""
+        client = self._connected()
+        with translating("sign", path):
+            return str(client.generate_presigned_url(method, Params=self._place(self._checked(path)), ExpiresIn=expires_s))
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
+        parts = _parts(chunks)
+        first = next(parts, b"")
+        second = next(parts, None)
+        if second is None:
+            return self._put(path, first, replace)
+        upload = self._begun(path, f"{TEMPORARIES}/{temporary}")
+        try:
+            self._send_parts(upload, _all(first, second, parts))
+            return self._completed(upload, path, replace)
+        except BaseException:  # whatever ends it, also a signal: nothing of the parts stays
+            with contextlib.suppress(StorageError):
+                self._abort(upload)
+            raise
+
+    def _put(self, path: str, content: bytes, replace: bool) -> bool:
+        effects.point("s3.put:before")
+        client = self._connected()
+        try:
+            with translating("write", path, writing=True):
+                client.put_object(
+                    **self._place(path), Body=content, ContentMD5=_md5(content)[1], **_unless_there(replace)
+                )
+        except StorageError as error:
+            if error.error_class != ErrorClass.DESTINATION_EXISTS:
+                raise
+            with self._open(path) as stored:
+                require_same([content], stored, path)
+            return False
+        effects.point("s3.put:after")
+        return True
+
+    def _begun(self, path: str, note: str) -> Upload:
+        """An upload in parts; a note says of which key, so that a later attempt can end it, and then its id."""
+        client, key = self._connected(), self._below + path
+        with translating("write", path, writing=True):
+            self._put(note, json.dumps({"key": key}).encode(), True)
+            effects.point("s3.create:before")
+            upload_id = client.create_multipart_upload(**self._place(path))["UploadId"]
+            effects.point("s3.create:after")
+            self._put(note, json.dumps({"key": key, "upload": upload_id}).encode(), True)
+        return Upload(key, upload_id, note)
+
+    def _send_parts(self, upload: Upload, parts: Iterable[bytes]) -> None:
+        """Send each part while the next is being read."""
+        with ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="dlm-s3") as pool:
+            sending: deque[Future[dict[str, Any]]] = deque()
+            for number, part in enumerate(parts, 1):
+                if len(sending) >= PARTS_IN_FLIGHT:
+                    upload.parts.append(sending.popleft().result())
+                digest, text = _md5(part)
+                upload.digests.append((len(part), digest))
+                sending.append(pool.submit(self._send_part, upload, number, part, text))
+            upload.parts += [future.result() for future in sending]
+
+    def _send_part(self, upload: Upload, number: int, part: bytes, md5: str) -> dict[str, Any]:
+        with translating("write", upload.key, writing=True):
+            answer = self._connected().upload_part(
+                Bucket=self._bucket, Key=upload.key, UploadId=upload.upload_id, PartNumber=number, Body=part,
+                ContentMD5=md5,
+            )  # fmt: skip
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    def _completed(self, upload: Upload, path: str, replace: bool) -> bool:
+        """True once the parts are a file; False when the same one came there meanwhile."""
+        client = self._connected()
+        if not replace and self._head(path) is not None:  # for servers that do not know the condition
+            self._require_same_parts(upload, path)
+            self._abort(upload)
+            return False
+        effects.point("s3.complete:before")
+        try:
+            with translating("write", path, writing=True):
+                client.complete_multipart_upload(
+                    Bucket=self._bucket, Key=upload.key, UploadId=upload.upload_id,
+                    MultipartUpload={"Parts": upload.parts}, **_unless_there(replace),
+                )  # fmt: skip
+        except StorageError as error:
+            if error.error_class != ErrorClass.DESTINATION_EXISTS:
+                raise
+            self._require_same_parts(upload, path)
+            self._abort(upload)
+            return False
+        effects.point("s3.complete:after")
+        self._delete_key(upload.note)
+        return True
+
+    def _require_same_parts(self, upload: Upload, path: str) -> None:
+        """DESTINATION_EXISTS unless the file there has what was sent, told by the digest of each part."""
+        with self._open(path) as stored:
+            rest = bytearray()
+            for size, digest in upload.digests:
+                while len(rest) < size and (block := next(stored, b"")):
+                    rest += block
+                if _md5(bytes(rest[:size]))[0] != digest:
+                    raise other_content(path)
+                del rest[:size]
+            if rest or next(stored, b""):
+                raise other_content(path)
+
+    def _abort(self, upload: Upload) -> None:
+        with contextlib.suppress(StorageError):
+            self._abort_one(upload.key, upload.upload_id)
+        self._delete_key(upload.note)
+
+    def _abort_one(self, key: str, upload_id: str) -> None:
+        with translating("remove parts of", key, writing=True):
+            self._connected().abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
+
+    def remove_temporaries(self, *attempts: str) -> int:
+        self._require_root()
+        count = 0
+        for attempt in attempts:
+            for entry in list(self._listed(f"{TEMPORARIES}/{attempt}~")):
+                self._end_noted(entry)
+                count += self._delete_key(entry)
+        return count
+
+    def _listed(self, beginning: str) -> Iterator[str]:
+        """The paths that begin so."""
+        client = self._connected()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._below + beginning)
+        with translating("list", beginning):
+            for page in pages:
+                yield from (found["Key"][len(self._below) :] for found in page.get("Contents", ()))
+
+    def _end_noted(self, note: str) -> None:
+        """Abort the upload that the note tells of; if it has no id yet, all of that key that this account began."""
+        with self._got(note) as chunks:
+            text = b"".join(chunks)
+        try:
+            told = json.loads(text)
+            key, upload_id = str(told["key"]), told.get("upload")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return
+        ids = [str(upload_id)] if upload_id else self._uploads(key)
+        for one in ids:
+            with contextlib.suppress(StorageError):  # completed, or aborted before
+                self._abort_one(key, one)
+
+    def _uploads(self, key: str) -> list[str]:
+        with translating("list parts of", key):
+            found = self._connected().list_multipart_uploads(Bucket=self._bucket, Prefix=key)
+        return [upload["UploadId"] for upload in found.get("Uploads", ()) if upload["Key"] == key]
+
+    # -- deleting -----------------------------------------------------------------------------------------------
+
+    def _delete(self, path: str) -> bool:
+        return self._head(path) is not None and self._delete_key(path)
+
+    def _delete_key(self, path: str) -> bool:
+        effects.point("s3.delete:before")
+        with translating("delete", path, writing=True):
+            self._connected().delete_object(**self._place(path))
+        effects.point("s3.delete:after")
+        return True
+
+    def delete_many(
+        self, paths: Iterable[str], is_over: Callable[[], bool] = lambda: False
+    ) -> dict[str, bool | StorageError]:
+        self._require_root()
+        outcomes: dict[str, bool | StorageError] = {}
+        batch: list[str] = []
+        for path in sorted(paths):
+            if is_over():
+                break
+            try:
+                batch.append(self._checked(path))
+            except StorageError as error:
+                outcomes[path] = error
+            if len(batch) == BULK_FILES:
+                outcomes |= self._delete_batch(batch)
+                batch = []
+        return outcomes | self._delete_batch(batch)
+
+    def _delete_batch(self, paths: list[str]) -> dict[str, bool | StorageError]:
+        """Delete in one call; what was there is told by a listing, as S3 does not say it."""
+        if not paths:
+            return {}
+        client = self._connected()
+        try:
+            present = self._present(paths)
+            keys = [{"Key": self._below + path} for path in paths]
+            effects.point("s3.delete:before")
+            with translating("delete", paths[0], writing=True):
+                answer = client.delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
+            effects.point("s3.delete:after")
+        except StorageError as error:
+            return dict.fromkeys(paths, error)
+        outcomes: dict[str, bool | StorageError] = {path: path in present for path in paths}
+        for failed in answer.get("Errors", ()):
+            path, code = failed["Key"][len(self._below) :], failed.get("Code", "")
+            error_class = _CODES.get(code, ErrorClass.PERMISSION if code == "AccessDenied" else ErrorClass.IO)
+            outcomes[path] = StorageError(error_class, f"cannot delete {shown(path)}: the server says {code}")
+        return outcomes
+
+    def _present(self, paths: Collection[str]) -> set[str]:
+        """Which of the sorted paths are there: a page of the listing from each that the last page did not reach."""
+        present: set[str] = set()
+        wanted = set(paths)
+        reached = ""
+        for path in paths:
+            if path <= reached:
+                continue
+            if self._head(path) is not None:
+                present.add(path)
+            found, is_last = self._page_after(path)
+            present |= wanted.intersection(found)
+            if is_last:
+                return present
+            reached = found[-1]
+        return present
+
+    def _page_after(self, path: str) -> tuple[list[str], bool]:
+        """Up to a thousand paths that come after this one, and whether they are the last."""
+        client = self._connected()
+        with translating("list", path):
+            page = client.list_objects_v2(Bucket=self._bucket, Prefix=self._below, StartAfter=self._below + path)
+        found = [entry["Key"][len(self._below) :] for entry in page.get("Contents", ())]
+        return found, not found or not page.get("IsTruncated", False)
+
+    # -- the root -----------------------------------------------------------------------------------------------
+
+    def _read_marker(self) -> bytes | None:
+        try:
+            with self._got(MARKER) as chunks:
+                return b"".join(chunks)[:MARKER_LIMIT_BYTES]
+        except StorageError as error:
+            if error.error_class == ErrorClass.SOURCE_MISSING:
+                return None
+            raise
+
+    def _write_marker(self, text: bytes) -> None:
+        with contextlib.suppress(StorageError):  # another one's: the caller looks whose it is
+            self._put(MARKER, text, False)
+
+    def _make_root(self) -> None:
+        """Nothing to make: a bucket is somebody's decision, and below it there are no directories."""
+
+
+_MAKING = threading.Lock()
+_SESSION: botocore.session.Session | None = None
+
+
+def _session() -> botocore.session.Session:
+    """The session that keeps botocore's models; nothing of the user's AWS files or environment is read for it."""
+    global _SESSION
+    if _SESSION is None:
+        _SESSION = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
+        _SESSION.set_config_variable("config_file", os.devnull)
+        _SESSION.set_config_variable("credentials_file", os.devnull)
+    return _SESSION
+
+
+def _host_store() -> str | bool:
+    """The certificates that this host trusts; botocore's own list where it has none."""
+    import ssl
+
+    return ssl.get_default_verify_paths().cafile or True
+
+
+def _unless_there(replace: bool) -> dict[str, str]:
+    return {} if replace else {"IfNoneMatch": "*"}
+
+
+def _md5(content: bytes) -> tuple[bytes, str]:
+    digest = hashlib.md5(content, usedforsecurity=False).digest()
+    return digest, base64.b64encode(digest).decode()
+
+
+def _blocks(body: Any, path: str) -> Iterator[bytes]:
+    while True:
+        with translating("read", path):
+            block = body.read(BLOCK_BYTES)
+        if not block:
+            return
+        yield block
+
+
+def _all(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield second
+    yield from rest
+
+
+def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The bytes in parts of the sizes that S3 takes; only the last may be smaller."""
+    part = bytearray()
+    number = 0
+    for chunk in chunks:
+        part += chunk
+        size = PART_BYTES << number // PARTS_PER_SIZE
+        while len(part) >= size:
+            yield bytes(part[:size])
+            del part[:size]
+            number += 1
+            size = PART_BYTES << number // PARTS_PER_SIZE
+    if part:
+        yield bytes(part)

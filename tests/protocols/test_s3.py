@@ -1,0 +1,31 @@
+"""S3 against rclone's server, which checks keys, and moto, which knows conditional writes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from dlm.protocols import StorageProtocol
+from protocols.conformance import ProtocolConformance
+from protocols.servers import Place, claimed, rclone_serves
+
+pytestmark = pytest.mark.protocols
+COUNT = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def rclone_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with rclone_serves("s3", tmp_path_factory.mktemp("rclone")) as place:
+        yield place
+
+
+class TestRclone(ProtocolConformance):
+    tells_space = False
+    excludes_writers = False  # rclone serve s3 does not look at If-None-Match
+
+    @pytest.fixture
+    def storage(self, rclone_s3: Place) -> Iterator[StorageProtocol]:
+        with claimed(rclone_s3, COUNT) as storage:
+            yield storage
