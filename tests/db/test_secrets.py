@@ -93,6 +93,10 @@ def test_a_secret_is_added_told_of_set_and_removed_and_no_event_has_its_values(d
         {"password": "hunter2" * 10_000},
         {"password": "hunter2\x00"},
         {"password": "hunter2\ud800"},
+        {"password": "hunter2\nX-Other: hunter2"},
+        {"token": "hunter2\r\nX-Other: hunter2"},
+        {"token": "hunter2ł"},
+        {"secret_key": "hunter2 "},
         {f"key{number}": "hunter2" for number in range(17)},
     ],
 )

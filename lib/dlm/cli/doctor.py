@@ -19,7 +19,7 @@ from dlm.cli.client import Client
 from dlm.cli.output import coloured
 from dlm.cli.session import Session, Verb, pass_session
 from dlm.cli.units import counted, shown_seconds, shown_size
-from dlm.core import credentials, mover
+from dlm.core import credentials, mover, secrets
 from dlm.db import daemons, health
 from dlm.db.engine import Database, Tx
 from dlm.db.opening import embedded, open_database, revisions
@@ -194,8 +194,21 @@ def _catalogue(tx: Tx) -> Iterator[Line]:
         yield Line("partitions", WARN, f"missing: {' '.join(missing)}", "dlm-admin db upgrade")
     else:
         yield Line("partitions", OK, "there for this month and the next")
+    yield guarded("secrets", lambda: keys(tx))
     yield from markers(tx)
     yield seen(tx)
+
+
+def keys(tx: Tx) -> Line:
+    """Whether the keys of all secrets are on this host."""
+    known, under, missing = secrets.keys(tx)
+    if missing:
+        number = sum(under[key] for key in missing)
+        text = f"{counted(number, 'secret')} under key {' '.join(missing)}, which is not in {tx.vault.where}"
+        return Line("secrets", FAIL, text, "put that key there, from where it is kept")
+    if not known:
+        return Line("secrets", WARN, "there is no key: none can be kept", "dlm-admin db init")
+    return Line("secrets", OK, f"{counted(sum(under.values()), 'secret')}, key {known[0]} in {tx.vault.where}")
 
 
 def markers(tx: Tx) -> Iterator[Line]:

@@ -1,4 +1,4 @@
-"""Secrets: what storages are spoken to with. Values come from files, standard input or a prompt, never from arguments."""
+"""Secrets: what storages are spoken to with. Values come from files, standard input or a prompt, never as arguments."""
 
 from __future__ import annotations
 
@@ -109,7 +109,10 @@ def add_secret(
 def set_secret(
     session: Session, name: str, keys: tuple[str, ...], file: str | None, sources: tuple[tuple[str, str], ...]
 ) -> None:
-    """Give a secret these values, and no others; taken as for `add`. Storages that wait for them go on by themselves."""
+    """Give a secret these values, and no others; taken as for `add`.
+
+    Storages are spoken to with them from the next pass on; those that waited for them go on by themselves.
+    """
     values = read_values(keys, file, sources)
     item = session.client.call("PUT", named("secrets", name), {"values": values})
     session.out.said(f"secret {name} has {', '.join(item['keys'])} now", item)
@@ -137,7 +140,7 @@ def read_values(keys: tuple[str, ...], file: str | None, sources: tuple[tuple[st
     if [STDIN for _, path in sources if path == STDIN][1:] or (STDIN in dict(sources).values() and file == STDIN):
         raise InvalidInput("standard input can be read once", field="from")
     values = {} if file is None else _of_json(_read(file))
-    values |= {key: _read(path).removesuffix("\n") for key, path in sources}
+    values |= {key: _without_end(_read(path)) for key, path in sources}
     return values | {key: _asked(key) for key in keys}
 
 
@@ -162,6 +165,12 @@ def _read(path: str) -> str:
         name = "standard input" if path == STDIN else path
         raise InvalidInput(f"{name} holds no text of 1 to {MAX_BYTES:,} bytes", field="file")
     return text
+
+
+def _without_end(text: str) -> str:
+    """The text without the line break that editors put after a single line; a PEM stays as it is."""
+    line = text.rstrip("\r\n")
+    return text if "\n" in line else line
 
 
 def _of_file(path: str) -> bytes:

@@ -70,7 +70,9 @@ class Batch:
 
 
 def load_batch(tx: Tx, rows: Sequence[Row[Any]], patience: Patience) -> Batch:
-    """The claimed requests with what was decided for each; six statements, seven when some were tried before."""
+    """The claimed requests with what was decided for each; six statements; one more each when some were tried before,
+    and when a storage names a secret.
+    """
     by_id = {storage.id: storage for storage in storages.snapshot(tx)}
     files = {row.id: row for row in requests.load_files(tx, [row.id for row in rows])}
     replicas: dict[int, list[Row[Any]]] = defaultdict(list)

@@ -24,8 +24,13 @@ from dlm.vault import NO_KEY_HINT
 KEYS_LOCK = 0x646C6D04  # advisory: who seals, and who changes the keys, one after the other
 MAX_KEYS = 16
 MAX_VALUE_CHARACTERS = 65_536
+HEADERS = ("token", "session_token", "access_key", "secret_key")  # sent in headers: a line break would end those
+LINES = ("username", "password", "passphrase")
 BATCH = 200  # secrets encrypted anew in one transaction
 KEY = re.compile(r"[a-z][a-z0-9_]{0,31}")  # what a value may be called
+
+_HEADER = re.compile(r"[!-~]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def add_secret(tx: Tx, name: str, values: Mapping[str, str]) -> Row[Any]:
@@ -107,11 +112,20 @@ def _check(values: Mapping[str, str]) -> None:
         if not isinstance(value, str) or not 0 < len(value) <= MAX_VALUE_CHARACTERS or "\x00" in value:
             detail = f"the value of {key} is no text of 1 to {MAX_VALUE_CHARACTERS} characters"
             raise InvalidInput(detail, field=f"values.{key}")
+        if (key in HEADERS and not _HEADER.fullmatch(value)) or (key in LINES and _CONTROL.search(value)):
+            what = "a line of printable ASCII" if key in HEADERS else "one line"
+            raise InvalidInput(f"the value of {key} is not {what}", field=f"values.{key}")
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise InvalidInput(f"the value of {key} is no Unicode text", field=f"values.{key}")
 
 
 # ------------------------------------------------------------------------------------------------------ rotating
+
+
+def keys(tx: Tx) -> tuple[list[str], dict[str, int], list[str]]:
+    """(ids of the keys here, the one that encrypts first; how many secrets are under which; ids that are not here)."""
+    known, counted = tx.vault.key_ids(), secrets.count_by_key(tx)
+    return known, counted, sorted(counted.keys() - set(known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +145,9 @@ def begin_rotation(tx: Tx) -> str:
     under a key that is not here: they would be left behind.
     """
     tx.lock_session(KEYS_LOCK)
-    known, counted = tx.vault.key_ids(), secrets.count_by_key(tx)
+    known, counted, missing = keys(tx)
     if not known and not tx.vault.is_writable:
         raise Conflict("there is no key, and no file to put one into", field="secrets_key_file", hint=NO_KEY_HINT)
-    missing = sorted(counted.keys() - set(known))
     if missing:
         detail = f"secrets are encrypted under {', '.join(missing)}, which is not in {tx.vault.where}"
         raise Conflict(detail, field="secrets_key", hint="put that key there, or set or remove those secrets first")
@@ -169,7 +182,7 @@ def rotate_batch(tx: Tx, after: int = 0) -> Rotated:
 def drop_keys(tx: Tx) -> list[str]:
     """The ids of the keys that were taken out of the file: all but the first. Conflict while secrets need them."""
     tx.lock_session(KEYS_LOCK)
-    known, counted = tx.vault.key_ids(), secrets.count_by_key(tx)
+    known, counted, _ = keys(tx)
     if counted.keys() - set(known[:1]):
         raise Conflict("secrets are still encrypted under older keys", hint="dlm-admin secret rotate")
     if not tx.vault.is_writable:
