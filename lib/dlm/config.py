@@ -200,10 +200,19 @@ def _of_file(path: str | None) -> Iterator[tuple[str, str, str]]:
     try:
         parser.read_string(Path(path).read_text(encoding="utf-8"), source=path)
     except (configparser.Error, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} cannot be read: {' '.join(str(error).split())}", field="config") from error
+        raise InvalidInput(f"{path} cannot be read: {_without_lines(error)}", field="config") from None
     for section in parser.sections():
         for key, text in parser.items(section):
             yield path, _known(f"{section}_{key}", path, f"[{section}] {key}", DECLARED), text
+
+
+def _without_lines(error: Exception) -> str:
+    """What is wrong with a file, without the lines themselves: there may be a secret in them."""
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        return f"line {error.lineno} stands before the first [section]"
+    if isinstance(error, configparser.ParsingError):
+        return f"line {error.errors[0][0]} is neither a [section] nor key = value"
+    return " ".join(str(error).split())
 
 
 def _of_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:

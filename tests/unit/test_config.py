@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,13 @@ def test_a_percent_sign_in_a_dsn_stands_for_itself() -> None:
     assert load(write(f"[database]\ndsn = {dsn}\n"), {}).database_dsn == dsn
 
 
-@pytest.mark.parametrize("text", ["no section\n", "[judge]\nbatch_rules = 1\nbatch_rules = 2\n"])
-def test_a_file_that_is_no_ini_file_is_refused_with_its_name(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"my\.cfg cannot be read"):
+@pytest.mark.parametrize(
+    "text", ["hunter2\n", "[secrets]\nkey hunter2\n", "[secrets]\nkey = hunter2\nkey = hunter2\n"]
+)
+def test_a_file_that_is_no_ini_file_is_refused_with_its_name_and_not_repeated(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"my\.cfg cannot be read") as caught:
         load(write(text), {})
+    assert "line" in str(caught.value) and "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(

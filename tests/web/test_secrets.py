@@ -33,7 +33,8 @@ def test_values_go_in_and_never_come_out(admin: Caller, database: Database) -> N
         admin.get("/events"),
     ]
     assert "seeded" not in str(said)
-    assert {event["object"] for event in admin.get("/events")["items"] if event["name"] == "perth-dav"} == {"secret"}
+    events = admin.get("/events?object=secret&name=perth-dav")["items"]
+    assert [(event["action"], event["name"]) for event in events] == [("set", "perth-dav"), ("added", "perth-dav")]
     with database.begin("look") as tx:
         assert credentials.get(tx, "perth-dav") == {"token": "seeded-token"}
     admin.delete("/secrets/perth-dav")

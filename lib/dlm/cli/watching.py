@@ -18,7 +18,7 @@ from dlm.core.conveyor import request_uuid
 from dlm.errors import InvalidInput
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-OBJECTS = ("account", "scope", "site", "storage", "did", "replica", "rule", "request", "breaker")
+OBJECTS = ("account", "scope", "site", "storage", "secret", "did", "replica", "rule", "request", "breaker")
 EVENT_COLUMNS = (
     Column("AT", lambda item: shown_moment(item["at"])),
     Column("OBJECT", lambda item: f"{item['object']} {item['name'] or item['object_id'] or ''}"),

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm import did as codec
-from dlm.core import accounts, dids, sites, storages
+from dlm.core import accounts, dids, secrets, sites, storages
 from dlm.db import events, rules
 from dlm.db.engine import Tx
 from dlm.errors import InvalidInput, NotFound
@@ -21,7 +21,7 @@ def list_events(
     """(events newest first, cursor); of one object when `object_` and `name` say which. At most two statements.
 
     What happened to an account and its tokens is for itself, and for who sees what is private of all.
-    A DID is named scope:name, a rule by its UUID; account, scope, site and storage by name; others by number.
+    A DID is named scope:name, a rule by its UUID; account, scope, site, storage and secret by name; others by number.
     """
     if name is not None and object_ is None:
         raise InvalidInput("a name alone says not which object", field="object", hint=f"one of {', '.join(NAMED)}")
@@ -64,6 +64,7 @@ NAMED: Mapping[str, Callable[[Tx, str], Row[Any]]] = {
     "scope": accounts.get_scope,
     "site": sites.get_site,
     "storage": storages.get_storage,
+    "secret": secrets.get_secret,
     "did": _did,
     "rule": _rule,
 }

@@ -432,7 +432,7 @@ event = Table(
     metadata,
     Column("id", BigInteger, sa.Identity(always=False), primary_key=True),
     Column("at", TIMESTAMP(timezone=True), primary_key=True),
-    Column("object", Text, nullable=False),  # account, scope, site, storage, did, replica, rule, request, breaker …
+    Column("object", Text, nullable=False),  # account, scope, site, storage, secret, did, replica, rule, request …
     Column("object_id", BigInteger, nullable=False),
     Column("action", Text, nullable=False),
     Column("actor", Text, nullable=False),
