@@ -28,6 +28,7 @@ from dlm.db import (
     letting_go,
     parcels,
     rules,
+    secrets,
     status,
     storages,
     surplus,
@@ -37,8 +38,9 @@ from dlm.db import (
 from dlm.db.embedded import EmbeddedPostgres
 from dlm.db.engine import Database, Tx
 from dlm.types import ChangeKind, RuleState
+from dlm.vault import Sealed
 
-MODULES = (rules, judging, counting, surplus, filling, parcels, letting_go, changes, events, usage, storages, tracing, status)
+MODULES = (rules, judging, counting, surplus, filling, parcels, letting_go, changes, events, usage, storages, secrets, tracing, status)
 FEW, MANY = 10, 900
 
 
@@ -103,6 +105,8 @@ MAKE = (
     " SELECT d.id, 2, 'copying', 10, %(now)s FROM did d WHERE kind = 'file'",
     """INSERT INTO request (did_id, storage_id, size_bytes, created_at, next_attempt_at, priority, state, error)
        SELECT did_id, storage_id, 10, %(now)s, %(now)s, 2, 'parked', 'full' FROM replica WHERE state = 'copying'""",
+    "INSERT INTO secret (name, keys, version, key_id, ciphertext, created_at, set_at)"
+    " SELECT 's' || n, '{token}', 1, 'old', '', %(now)s, %(now)s FROM generate_series(1, %(number)s) n",
     "INSERT INTO change (kind, did_id, storage_id, file_ids, created_at)"
     " SELECT 'gone', NULL, 2, ARRAY[id], %(now)s FROM did WHERE kind = 'file'",
     "INSERT INTO event (at, object, object_id, action, actor)"
@@ -189,6 +193,7 @@ def with_parcels(act: Callable[[Tx, Any], Any]) -> Call:
 
 PAIRS = "SELECT *, 10 AS size_bytes FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id)"
 LATER = datetime(2026, 2, 1, tzinfo=UTC)
+SEALED = Sealed("new", b"sealed")
 S3 = {"scheme": "s3", "prefix": "https://host/b", "credentials": None, "options": {}, "priority": 0}
 STORAGE = {
     "type": "disk", "phase": "gas", "capacity_bytes": None, "min_free_bytes": 0, "can_read": True, "can_write": True,
@@ -306,6 +311,18 @@ CALLS: dict[str, Call] = {
     "storages.holds_anything": lambda tx, r: storages.holds_anything(tx, r.here),
     "storages.delete": lambda tx, r: storages.delete(tx, r.here),
     "storages.fill": lambda tx, r: storages.fill(tx, r.here),
+    "secrets.insert": lambda tx, r: secrets.insert(tx, "new", ["token"], SEALED),
+    "secrets.get": lambda tx, r: secrets.get(tx, "s1"),
+    "secrets.list_page": lambda tx, r: secrets.list_page(tx, limit=r.number),
+    "secrets.hold": lambda tx, r: secrets.hold(tx, "s1"),
+    "secrets.keep": lambda tx, r: secrets.keep(tx, "s1"),
+    "secrets.update": lambda tx, r: secrets.update(tx, 1, ["token"], SEALED),
+    "secrets.delete": lambda tx, r: secrets.delete(tx, 1),
+    "secrets.users": lambda tx, r: secrets.users(tx, "s1"),
+    "secrets.sealed": lambda tx, r: secrets.sealed(tx, [f"s{number}" for number in range(r.number)]),
+    "secrets.count_by_key": lambda tx, r: secrets.count_by_key(tx),
+    "secrets.hold_old": lambda tx, r: secrets.hold_old(tx, ["old"], 0, r.number),
+    "secrets.reseal": lambda tx, r: secrets.reseal(tx, dict.fromkeys(range(1, r.number + 1), SEALED)),
     "tracing.replicas": lambda tx, r: tracing.replicas(tx, r.files[0]),
     "tracing.holders": lambda tx, r: tracing.holders(tx, r.files[0]),
     "tracing.rules_above": lambda tx, r: tracing.rules_above(tx, r.files[0]),
