@@ -99,7 +99,7 @@ def count_by_key(tx: Tx) -> dict[str, int]:
 
 
 def hold_old(tx: Tx, key_ids: Iterable[str], after: int, limit: int) -> Sequence[Row[Any]]:
-    """(id, name, key_id, ciphertext) of at most `limit` secrets under these keys beyond that id, held; one statement."""
+    """(id, name, key_id, ciphertext) of `limit` secrets under these keys, ids beyond `after`, locked; one statement."""
     return tx.rows(
         """SELECT id, name, key_id, ciphertext FROM secret
             WHERE key_id = ANY (%(key_ids)s::text[]) AND id > %(after)s ORDER BY id LIMIT %(limit)s FOR UPDATE""",

@@ -1,0 +1,89 @@
+"""What a way to speak to a storage may be told: nothing secret, and nothing that its scheme does not know."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlm.core.credentials import require_fit
+from dlm.core.protocols import NewProtocol, check_protocols, check_spoken
+from dlm.errors import InvalidInput
+from dlm.protocols import schemes
+from dlm.protocols.declared import DECLARED, declared
+
+
+def test_every_scheme_with_an_adapter_declares_what_it_takes() -> None:
+    assert set(schemes()) <= set(DECLARED)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "https://AK:hunter2@host/bucket",
+        "https://hunter2@host/bucket",
+        "https://host/bucket?X-Amz-Signature=hunter2",
+        "https://host/bucket#hunter2",
+        "https://[hunter2/bucket",
+    ],
+)
+def test_a_url_with_a_secret_in_it_is_refused_and_not_repeated(prefix: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_protocols([NewProtocol("s3", prefix)])
+    assert caught.value.field == "protocols[0].prefix"
+    assert "hunter2" not in f"{caught.value}{caught.value.hint}"
+
+
+def test_what_belongs_into_a_secret_is_no_option() -> None:
+    with pytest.raises(InvalidInput, match="shown to everybody") as caught:
+        check_spoken("s3", None, {"secret_key": "hunter2"})
+    assert "secret add" in (caught.value.hint or "") and "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "hint"),
+    [
+        ("s3", {"regoin": "eu"}, "Did you mean 'region'?"),
+        ("s3", {"addressing": "sideways"}, "one of path, virtual"),
+        ("sftp", {"timeout_s": "1e9"}, "seconds, at most 3600"),
+        ("sftp", {"timeout_s": "soon"}, "seconds, at most 3600"),
+        ("unheard", {"Not A Key": "x"}, "small letters, digits and '_'"),
+    ],
+)
+def test_an_option_that_the_scheme_does_not_take_is_refused_with_the_way_out(
+    scheme: str, options: dict[str, str], hint: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_spoken(scheme, None, options)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    "options", [{"region": ""}, {"region": "a\nb"}, {"region": "x" * 5000}, {f"k{n}": "v" for n in range(33)}]
+)
+def test_an_option_is_a_line_and_there_are_not_many(options: dict[str, str]) -> None:
+    with pytest.raises(InvalidInput):
+        check_spoken("unheard" if len(options) > 1 else "s3", None, options)
+
+
+def test_a_scheme_of_which_nothing_is_known_may_be_told_anything() -> None:
+    assert declared("unheard") is None
+    check_spoken("unheard", "my-secret", {"chunk_size": "5M"})
+    require_fit("unheard", "my-secret", ["whatever"], "credentials")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "keys"),
+    [
+        ("s3", ["access_key", "secret_key", "session_token"]),
+        ("davs", ["token"]),
+        ("davs", ["ca", "password", "username"]),
+        ("sftp", ["passphrase", "private_key", "username"]),
+    ],
+)
+def test_one_way_in_is_enough(scheme: str, keys: list[str]) -> None:
+    require_fit(scheme, "mine", keys, "credentials")
+
+
+@pytest.mark.parametrize(("scheme", "keys"), [("s3", ["access_key"]), ("davs", ["password"]), ("posix", ["token"])])
+def test_a_secret_that_lets_nobody_in_is_refused(scheme: str, keys: list[str]) -> None:
+    with pytest.raises(InvalidInput, match="needs"):
+        require_fit(scheme, "mine", keys, "credentials")
