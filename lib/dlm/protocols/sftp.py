@@ -1,0 +1,479 @@
+"""SFTP: `sftp://host:port/path`, the path from the server's root. asyncssh speaks, on one event loop in a thread.
+
+A storage is spoken to over one connection, which many threads share; each request has its timeout. What OpenSSH adds
+to the protocol (hard links, posix-rename, fsync, statvfs) is used where the server has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Coroutine, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+
+import asyncssh
+from asyncssh import constants
+from asyncssh import sftp as protocol
+
+from dlm import effects
+from dlm.errors import StorageError, Unsupported
+from dlm.protocols.interface import Chunks, Entry, Space, Stat
+from dlm.protocols.network import from_network_error, root_url
+from dlm.protocols.remote import RemoteProtocol, other_content, require_same
+from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
+from dlm.types import ErrorClass, ProtocolRef
+
+READ_BYTES = 2 << 20
+WRITE_BYTES = 4 << 20
+LIST_ENTRIES = 200
+DEPTH_LIMIT = 200
+_HOST_KEY_HINT = "set the option host_key to what `ssh-keyscan HOST` says, once you know that it is true"
+
+_CLASSES: dict[int, ErrorClass] = {
+    constants.FX_NO_SUCH_FILE: ErrorClass.SOURCE_MISSING,
+    constants.FX_NO_SUCH_PATH: ErrorClass.SOURCE_MISSING,
+    constants.FX_NOT_A_DIRECTORY: ErrorClass.SOURCE_MISSING,
+    constants.FX_PERMISSION_DENIED: ErrorClass.PERMISSION,
+    constants.FX_WRITE_PROTECT: ErrorClass.PERMISSION,
+    constants.FX_NO_CONNECTION: ErrorClass.UNAVAILABLE,
+    constants.FX_CONNECTION_LOST: ErrorClass.IO,
+    constants.FX_FILE_ALREADY_EXISTS: ErrorClass.DESTINATION_EXISTS,
+    constants.FX_DIR_NOT_EMPTY: ErrorClass.DESTINATION_EXISTS,
+    constants.FX_FILE_IS_A_DIRECTORY: ErrorClass.DESTINATION_EXISTS,
+    constants.FX_NO_SPACE_ON_FILESYSTEM: ErrorClass.NO_SPACE,
+    constants.FX_QUOTA_EXCEEDED: ErrorClass.NO_SPACE,
+    constants.FX_INVALID_FILENAME: ErrorClass.INVALID_PATH,
+}
+_MISSING = (protocol.SFTPNoSuchFile, protocol.SFTPNoSuchPath, protocol.SFTPNotADirectory)
+
+
+class _Loop:
+    """The event loop of this process for all storages, in a thread that ends with the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    def run(self, work: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
+        """What the coroutine returns or raises; TimeoutError, once it is cancelled."""
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, timeout_s), self._started()).result()
+
+    def later(self, work: Any) -> None:
+        """Have a function called on the loop, if there is one."""
+        if self._loop is not None and self._pid == os.getpid() and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(work)
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None or self._pid != os.getpid():  # a forked child has the loop and not its thread
+                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                threading.Thread(target=self._loop.run_forever, name="dlm-sftp", daemon=True).start()
+            return self._loop
+
+
+_LOOP = _Loop()
+
+
+class SftpProtocol(RemoteProtocol):
+    """Temporaries stand in a directory of their own; a hard link names them, which fails where a name exists."""
+
+    _connection: asyncssh.SSHClientConnection | None = None
+    _client: asyncssh.SFTPClient | None = None
+    _root = ""
+
+    def __init__(self, ref: ProtocolRef) -> None:
+        super().__init__(ref)
+        self._connecting = threading.Lock()
+
+    # -- speaking -----------------------------------------------------------------------------------------------
+
+    def _connected(self) -> asyncssh.SFTPClient:
+        with self._connecting:
+            if self._client is None or self._connection is None or self._connection.is_closed():
+                with _translating("speak to", self.ref.prefix):
+                    self._connection, self._client = self._run(self._connect())
+            return self._client
+
+    async def _connect(self) -> tuple[asyncssh.SSHClientConnection, asyncssh.SFTPClient]:
+        root = root_url(self.ref, plain=False)
+        self._root = unquote(root.path, errors="surrogateescape").rstrip("/")
+        secret = self.ref.secret or {}
+        keys = [_private_key(secret["private_key"], secret.get("passphrase"))] if "private_key" in secret else None
+        connection = await asyncssh.connect(
+            root.hostname or "", root.port or 22, config=None, known_hosts=((), (), ()), agent_path=None,
+            client_factory=lambda: _HostKey(self.ref.options.get("host_key", "")), client_keys=keys or (),
+            username=secret.get("username", ""), password=secret.get("password"), gss_host=None,
+            connect_timeout=self.timeout_s, login_timeout=self.timeout_s, keepalive_interval=self.timeout_s,
+        )  # fmt: skip
+        try:
+            return connection, await connection.start_sftp_client(path_errors="surrogateescape")
+        except BaseException:
+            connection.close()
+            raise
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return _LOOP.run(work, self.timeout_s)
+
+    def close(self) -> None:
+        connection, self._connection, self._client = self._connection, None, None
+        if connection is not None:
+            _LOOP.later(connection.close)
+
+    def _at(self, path: str) -> str:
+        """The path on the server."""
+        self._connected()
+        return f"{self._root}/{path}" if path else self._root or "/"
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def _attributes(self, path: str) -> asyncssh.SFTPAttrs | None:
+        client = self._connected()
+        with _translating("stat", path):
+            try:
+                return self._run(client.lstat(self._at(path)))
+            except _MISSING:
+                return None
+
+    def _stat(self, path: str) -> Stat | None:
+        there = self._attributes(path)
+        if there is None or not _is_file(there):
+            return None
+        return Stat(there.size or 0, _moment(there))
+
+    def _open(self, path: str, offset: int = 0, length: int | None = None) -> Chunks:
+        there = self._stat(path)
+        if there is None:
+            raise StorageError(ErrorClass.SOURCE_MISSING, f"{shown(path)} is not there")
+        client = self._connected()
+        with _translating("read", path):
+            file = self._run(client.open(self._at(path), asyncssh.FXF_READ, encoding=None))
+        return Chunks(self._blocks(file, path, offset, length), lambda: _LOOP.later(lambda: _ended(file)))
+
+    def _blocks(self, file: asyncssh.SFTPClientFile, path: str, offset: int, length: int | None) -> Iterator[bytes]:
+        left = length
+        while left is None or left > 0:
+            with _translating("read", path):
+                block = self._run(file.read(READ_BYTES if left is None else min(READ_BYTES, left), offset))
+            if not block:
+                return
+            yield block
+            offset += len(block)
+            left = None if left is None else left - len(block)
+
+    def _list(self, prefix: str) -> Iterator[Entry]:
+        left = [prefix]
+        while left:
+            directory = left.pop()
+            for name in self._names(directory):
+                path = f"{directory}/{name.filename}" if directory else str(name.filename)
+                if _is_file(name.attrs):
+                    yield Entry(path, name.attrs.size or 0, _moment(name.attrs))
+                elif stat.S_ISDIR(name.attrs.permissions or 0) and path != TEMPORARIES:
+                    if path.count("/") > DEPTH_LIMIT:
+                        detail = f"{shown(path)} is deeper than {DEPTH_LIMIT} levels"
+                        raise StorageError(ErrorClass.IO, detail)
+                    left.append(path)
+
+    def _names(self, directory: str) -> Iterator[asyncssh.SFTPName]:
+        """The entries of a directory, some at a time; none if it is not there."""
+        client = self._connected()
+        scan = client.scandir(self._at(directory))
+        try:
+            while True:
+                with _translating("list", directory or self.ref.prefix):
+                    try:
+                        names = self._run(_some(scan))
+                    except _MISSING:
+                        return
+                if not names:
+                    return
+                yield from (name for name in names if name.filename not in (".", ".."))
+        finally:
+            with contextlib.suppress(Exception):  # noqa: BLE001  the directory's handle, on a connection that may be gone
+                self._run(scan.aclose())
+
+    def space(self) -> Space:
+        client = self._connected()
+        with _translating("measure", self.ref.prefix):
+            try:
+                told = self._run(client.statvfs(self._at("")))
+            except protocol.SFTPOpUnsupported:
+                raise Unsupported("this server does not say how much space it has") from None
+        unit = told.frsize or told.bsize
+        return Space((told.blocks - told.bfree) * unit, told.bavail * unit, told.blocks * unit)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
+        there = self._attributes(path)
+        if there is not None and not _is_file(there) and not stat.S_ISLNK(there.permissions or 0):
+            raise StorageError(ErrorClass.DESTINATION_EXISTS, f"{shown(path)} is there, and not a file")
+        staged = f"{TEMPORARIES}/{temporary}"
+        try:
+            self._pour(staged, chunks)
+            if self._publish(staged, path, replace):
+                return True
+            with self._open(staged) as mine, self._open(path) as stored:
+                require_same(mine, stored, path)
+            self._remove(staged)
+            return False
+        except BaseException:  # whatever ends it, also a signal: the temporary goes
+            with contextlib.suppress(StorageError):
+                self._remove(staged)
+            raise
+
+    def _pour(self, path: str, chunks: Iterable[bytes]) -> None:
+        client = self._connected()
+        with _translating("write", path, writing=True):
+            file = self._run(self._created(client, path))
+        try:
+            effects.point("sftp.write:before")
+            offset = 0
+            for block in _blocks_of(chunks, WRITE_BYTES):  # what the producer raises is the caller's
+                with _translating("write", path, writing=True):
+                    self._run(file.write(block, offset))
+                offset += len(block)
+            effects.point("sftp.write:after")
+            with _translating("flush", path, writing=True), contextlib.suppress(protocol.SFTPOpUnsupported):
+                self._run(file.fsync())
+        finally:
+            with _translating("close", path, writing=True):
+                self._run(file.close())
+
+    async def _created(self, client: asyncssh.SFTPClient, path: str) -> asyncssh.SFTPClientFile:
+        """A new, empty file; directories are made. An older one is what this attempt's own last try left."""
+        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_EXCL
+        for _ in range(2):
+            try:
+                return await client.open(self._root + "/" + path, flags, encoding=None)
+            except _MISSING:
+                await self._make_directories(client, path.split("/")[:-1])
+            except protocol.SFTPError:
+                await client.remove(self._root + "/" + path)
+        return await client.open(self._root + "/" + path, flags, encoding=None)
+
+    async def _make_directories(self, client: asyncssh.SFTPClient, parts: list[str]) -> None:
+        for end in range(1, len(parts) + 1):
+            with contextlib.suppress(protocol.SFTPFailure, protocol.SFTPFileAlreadyExists):  # it is there
+                await client.mkdir("/".join([self._root, *parts[:end]]))
+
+    def _publish(self, staged: str, path: str, replace: bool) -> bool:
+        """True once the temporary has its name; False if something has it and is not to be replaced."""
+        client = self._connected()
+        effects.point("sftp.rename:before")
+        with _translating("write", path, writing=True):
+            try:
+                published = self._run(self._named(client, staged, path, replace))
+            except _MISSING:
+                self._run(self._make_directories(client, path.split("/")[:-1]))
+                published = self._run(self._named(client, staged, path, replace))
+        effects.point("sftp.rename:after")
+        return bool(published)
+
+    async def _named(self, client: asyncssh.SFTPClient, staged: str, path: str, replace: bool) -> bool:
+        old, new = f"{self._root}/{staged}", f"{self._root}/{path}"
+        if replace:
+            await _replaced(client, old, new)
+            return True
+        try:
+            await client.link(old, new)
+        except protocol.SFTPOpUnsupported:
+            return await self._renamed_if_free(client, old, new)
+        except protocol.SFTPFailure:
+            if await _exists(client, new):
+                return False
+            return await self._renamed_if_free(client, old, new)  # a file system without hard links
+        await client.remove(old)
+        return True
+
+    async def _renamed_if_free(self, client: asyncssh.SFTPClient, old: str, new: str) -> bool:
+        """Look, then rename, which most servers refuse where a name exists; on others dlm's lease is the guard."""
+        if await _exists(client, new):
+            return False
+        try:
+            await client.rename(old, new)
+        except protocol.SFTPError:
+            if await _exists(client, new) and await _exists(client, old):
+                return False
+            raise
+        return True
+
+    # -- deleting -----------------------------------------------------------------------------------------------
+
+    def _delete(self, path: str) -> bool:
+        if self._stat(path) is None:
+            return False
+        effects.point("sftp.remove:before")
+        is_gone = self._remove(path)
+        effects.point("sftp.remove:after")
+        with contextlib.suppress(StorageError), _translating("delete", path):
+            self._run(self._prune(path))
+        return is_gone
+
+    def _remove(self, path: str) -> bool:
+        client = self._connected()
+        with _translating("delete", path, writing=True):
+            try:
+                self._run(client.remove(self._at(path)))
+            except _MISSING:
+                return False
+        return True
+
+    async def _prune(self, path: str) -> None:
+        """Remove the directories above that are empty now; the server refuses for those that are not."""
+        client, above = self._client, path.split("/")[:-1]
+        with contextlib.suppress(protocol.SFTPError):
+            while above and client is not None:
+                await client.rmdir("/".join([self._root, *above]))
+                above.pop()
+
+    def remove_temporaries(self, *attempts: str) -> int:
+        self._require_root()
+        names = [str(name.filename) for name in self._names(TEMPORARIES)]
+        return sum(self._remove(f"{TEMPORARIES}/{name}") for name in names if name.rpartition("~")[0] in attempts)
+
+    # -- the root -----------------------------------------------------------------------------------------------
+
+    def _read_marker(self) -> bytes | None:
+        root = self._attributes_followed("")
+        if root is None or not stat.S_ISDIR(root.permissions or stat.S_IFDIR):
+            raise StorageError(
+                ErrorClass.UNAVAILABLE, f"root {shown(self.ref.prefix)} is not there", hint="is it mounted there?"
+            )
+        try:
+            with self._open(MARKER) as chunks:
+                return b"".join(chunks)[:MARKER_LIMIT_BYTES]
+        except StorageError as error:
+            if error.error_class == ErrorClass.SOURCE_MISSING:
+                return None
+            raise
+
+    def _attributes_followed(self, path: str) -> asyncssh.SFTPAttrs | None:
+        client = self._connected()
+        with _translating("stat", path or self.ref.prefix):
+            try:
+                return self._run(client.stat(self._at(path)))
+            except _MISSING:
+                return None
+
+    def _write_marker(self, text: bytes) -> None:
+        staged = f"{TEMPORARIES}/{MARKER}~{os.getpid()}"
+        self._pour(staged, [text])
+        self._publish(staged, MARKER, False)
+        self._remove(staged)
+
+    def _make_root(self) -> None:
+        client = self._connected()
+        if self._attributes_followed("") is None:
+            with _translating("create root", self.ref.prefix, writing=True):
+                self._run(client.makedirs(self._at(""), exist_ok=True))
+
+
+class _HostKey(asyncssh.SSHClient):
+    """Lets in the host whose key, or whose key's fingerprint, is among the lines of the option."""
+
+    def __init__(self, known: str) -> None:
+        self._known = {" ".join(line.split()[:2]) for line in known.replace(",", "\n").splitlines() if line.strip()}
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        shown_key = " ".join(key.export_public_key().decode().split()[:2])
+        return bool({shown_key, key.get_fingerprint()} & self._known)
+
+
+class _translating:  # noqa: N801  reads as a statement
+    """Turns what asyncssh and sockets raise inside the block into a StorageError, by the table above."""
+
+    __slots__ = ("doing", "path", "writing")
+
+    def __init__(self, doing: str, path: str, writing: bool = False) -> None:
+        self.doing, self.path, self.writing = doing, path, writing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, asyncssh.Error | OSError):
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> StorageError:
+        what = f"cannot {self.doing} {shown(self.path)}"
+        if isinstance(error, protocol.SFTPError):
+            error_class = _CLASSES.get(error.code, ErrorClass.IO)
+            if self.writing and error_class == ErrorClass.SOURCE_MISSING:
+                error_class = ErrorClass.IO  # where we write, nothing of ours is missing
+            return StorageError(error_class, f"{what}: the server says {shown(error.reason)}")
+        if isinstance(error, asyncssh.HostKeyNotVerifiable):
+            return StorageError(ErrorClass.UNAVAILABLE, f"{what}: the host shows another key", hint=_HOST_KEY_HINT)
+        if isinstance(error, asyncssh.PermissionDenied | asyncssh.KeyImportError | asyncssh.KeyEncryptionError):
+            hint = "the secret is wrong, or not (any more) allowed in"
+            return StorageError(ErrorClass.PERMISSION, f"{what}: the server does not let us in", hint=hint)
+        if isinstance(error, asyncssh.Error):
+            return StorageError(ErrorClass.IO, f"{what}: {shown(error.reason)}")
+        if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EINVAL):
+            return StorageError(ErrorClass.IO, f"{what}: {shown(str(error))}")
+        return from_network_error(error, self.doing, self.path)
+
+
+async def _some(scan: Any) -> list[asyncssh.SFTPName]:
+    """The next entries of a listing, none at its end."""
+    names: list[asyncssh.SFTPName] = []
+    async for name in scan:
+        names.append(name)
+        if len(names) == LIST_ENTRIES:
+            break
+    return names
+
+
+async def _exists(client: asyncssh.SFTPClient, path: str) -> bool:
+    try:
+        await client.lstat(path)
+    except _MISSING:
+        return False
+    return True
+
+
+async def _replaced(client: asyncssh.SFTPClient, old: str, new: str) -> None:
+    """Rename over what is there: at once where the server can, else after removing it."""
+    try:
+        await client.posix_rename(old, new)
+    except protocol.SFTPOpUnsupported:
+        with contextlib.suppress(*_MISSING):
+            await client.remove(new)
+        await client.rename(old, new)
+
+
+def _ended(file: asyncssh.SFTPClientFile) -> None:
+    """Close a file on the loop; on a connection that is gone there is nothing left to close."""
+    task = asyncio.ensure_future(file.close())
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _blocks_of(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The bytes in larger blocks, which the library sends as many requests at once."""
+    block = bytearray()
+    for chunk in chunks:
+        block += chunk
+        if len(block) >= size:
+            yield bytes(block)
+            block.clear()
+    if block:
+        yield bytes(block)
+
+
+def _private_key(text: str, passphrase: str | None) -> asyncssh.SSHKey:
+    return asyncssh.import_private_key(text, passphrase)
+
+
+def _is_file(attributes: asyncssh.SFTPAttrs) -> bool:
+    return stat.S_ISREG(attributes.permissions or 0)
+
+
+def _moment(attributes: asyncssh.SFTPAttrs) -> datetime:
+    return datetime.fromtimestamp(attributes.mtime or 0, UTC)
