@@ -11,6 +11,8 @@ from dlm.config import Settings
 
 # They tell at INFO what only their own developers want to read.
 QUIET = ("alembic", "sqlalchemy", "waitress", "apscheduler")
+# They tell whole requests at DEBUG, headers with tokens and all.
+TALKATIVE = ("botocore", "boto3", "urllib3", "asyncssh", "asyncio")
 
 
 class JsonLines(logging.Formatter):
@@ -35,5 +37,5 @@ def configure(settings: Settings) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
     handler.setFormatter(JsonLines() if settings.log_format == "json" else text)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    for name in QUIET:
+    for name in (*QUIET, *TALKATIVE):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -18,19 +18,15 @@ from dlm.core.names import FIRST_PAGE, check_name, meant
 from dlm.db import events, secrets
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
+from dlm.protocols.declared import unsendable
 from dlm.types import Page
 from dlm.vault import NO_KEY_HINT
 
 KEYS_LOCK = 0x646C6D04  # advisory: who seals, and who changes the keys, one after the other
 MAX_KEYS = 16
 MAX_VALUE_CHARACTERS = 65_536
-HEADERS = ("token", "session_token", "access_key", "secret_key")  # sent in headers: a line break would end those
-LINES = ("username", "password", "passphrase")
 BATCH = 200  # secrets encrypted anew in one transaction
 KEY = re.compile(r"[a-z][a-z0-9_]{0,31}")  # what a value may be called
-
-_HEADER = re.compile(r"[!-~]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def add_secret(tx: Tx, name: str, values: Mapping[str, str]) -> Row[Any]:
@@ -112,9 +108,8 @@ def _check(values: Mapping[str, str]) -> None:
         if not isinstance(value, str) or not 0 < len(value) <= MAX_VALUE_CHARACTERS or "\x00" in value:
             detail = f"the value of {key} is no text of 1 to {MAX_VALUE_CHARACTERS} characters"
             raise InvalidInput(detail, field=f"values.{key}")
-        if (key in HEADERS and not _HEADER.fullmatch(value)) or (key in LINES and _CONTROL.search(value)):
-            what = "a line of printable ASCII" if key in HEADERS else "one line"
-            raise InvalidInput(f"the value of {key} is not {what}", field=f"values.{key}")
+        if fault := unsendable({key: value}):
+            raise InvalidInput(fault, field=f"values.{key}")
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise InvalidInput(f"the value of {key} is no Unicode text", field=f"values.{key}")
 

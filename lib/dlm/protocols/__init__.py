@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from dlm.errors import StorageError, Unsupported
+from dlm.protocols.declared import unsendable
 from dlm.protocols.interface import Chunks, Entry, Space, Stat, StorageProtocol, Written
 from dlm.types import ErrorClass, ProtocolRef
 
@@ -15,10 +16,13 @@ __all__ = ["Chunks", "Entry", "Space", "Stat", "StorageProtocol", "Written", "op
 def open_protocol(ref: ProtocolRef) -> StorageProtocol:
     """The adapter for the reference's scheme; errors.Unsupported if there is none.
 
-    StorageError `unavailable` when the secret that the reference names cannot be had: nothing of the storage is blamed.
+    StorageError `unavailable` when the secret that the reference names cannot be had: nothing of the storage is blamed;
+    `permission` when it could not even be sent.
     """
     if ref.unusable is not None:
         raise StorageError(ErrorClass.UNAVAILABLE, ref.unusable)
+    if fault := unsendable(ref.secret or {}):
+        raise StorageError(ErrorClass.PERMISSION, fault, hint="set the secret anew: dlm-admin secret set NAME")
     make = _ADAPTERS.get(ref.scheme)
     if make is None:
         hint = f"known: {', '.join(schemes())}"

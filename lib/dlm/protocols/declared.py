@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 ANY_OPTIONS = ("timeout_s",)  # every scheme takes them
 ANY_KEYS = ("ca",)  # PEM of what certificates are checked with
+HEADER_KEYS = ("token", "session_token", "access_key", "secret_key")  # sent in headers: a line break would end those
+LINE_KEYS = ("username", "password", "passphrase")
+_HEADER = re.compile(r"[!-~]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,17 @@ DECLARED: dict[str, Declared] = {
     "sftp": Declared(("host_key",), (_PASSWORD, ("username", "private_key")), ("passphrase",)),
     "root": Declared(secrets=(("token",), _CERTIFICATE)),
 }
+
+
+def unsendable(secret: Mapping[str, str]) -> str | None:
+    """What is wrong with a value of the secret, not the value: libraries would quote it in what they raise."""
+    for key in HEADER_KEYS:
+        if key in secret and not _HEADER.fullmatch(secret[key]):
+            return f"the value of {key} is not a line of printable ASCII"
+    for key in LINE_KEYS:
+        if key in secret and _CONTROL.search(secret[key]):
+            return f"the value of {key} is not one line"
+    return None
 
 
 def declared(scheme: str) -> Declared | None:
