@@ -138,7 +138,7 @@ class Flight:
     def _copied(self) -> Iterable[Outcome]:
         for (source, destination), copies in _by_schemes(self.copies).items():
             try:
-                tool = select(source, destination, threads=self.threads)
+                tool = select(source, destination, threads=self.threads, open_protocol=open_protocol)
             except Unsupported as error:
                 yield from (_failed(copy, ErrorClass.UNAVAILABLE, str(error)) for copy in copies)
                 continue

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -32,19 +33,20 @@ from dlm.protocols.remote import RemoteProtocol, other_content, require_same
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
 from dlm.types import ErrorClass
 
-PART_BYTES = 8 << 20
-PARTS_PER_SIZE = 1000  # then parts are twice as large: 10,000 of them are the most, and hold 8 TiB
+PART_BYTES = 5 << 20  # the smallest that S3 takes
+PARTS_PER_SIZE = 1000  # then parts are twice as large: 10,000 of them are the most, and hold 5 TiB
 PARTS_IN_FLIGHT = 2
 BLOCK_BYTES = 1 << 20
 KEY_LIMIT_BYTES = 1024
 BULK_FILES = 1000
 TRIES = 3
 _CONNECTIONS = 16
+_NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # no bulk request can name these
 
 _CODES = {
     "NoSuchBucket": ErrorClass.UNAVAILABLE,
     "NoSuchKey": ErrorClass.SOURCE_MISSING,
-    "NoSuchUpload": ErrorClass.INTERRUPTED,
+    "NoSuchUpload": ErrorClass.IO,
     "PreconditionFailed": ErrorClass.DESTINATION_EXISTS,
     "QuotaExceeded": ErrorClass.NO_SPACE,
     "InsufficientCapacity": ErrorClass.NO_SPACE,
@@ -93,7 +95,9 @@ def _translated(error: Exception, doing: str, path: str, writing: bool) -> Stora
         hint = "the secret is wrong, expired, or allows too little" if error_class == ErrorClass.PERMISSION else None
         if code == "NoSuchBucket":
             hint = "make the bucket; dlm does not"
-        return StorageError(error_class, f"cannot {doing} {shown(path)}: the server says {status} {code}", hint=hint)
+        return StorageError(
+            error_class, f"cannot {doing} {shown(path)}: the server says {status} {code}", hint=hint, code=code
+        )
     error_class = next((found for kind, found in _RAISED if isinstance(error, kind)), ErrorClass.IO)
     hint = NOT_TRUSTED if isinstance(error, boto.SSLError) else None
     return StorageError(error_class, f"cannot {doing} {shown(path)}: {shown(str(error))}", hint=hint)
@@ -171,11 +175,12 @@ class S3Protocol(RemoteProtocol):
         return {"Bucket": self._bucket, "Key": self._below + path}
 
     def _checked(self, path: str) -> str:
+        self._connected()
         try:
-            size = len(path.encode()) + len(unquote(self.ref.prefix).encode())
+            is_key = len((self._below + path).encode()) <= KEY_LIMIT_BYTES
         except UnicodeEncodeError:
-            size = 0
-        if not 0 < size - len(self.ref.prefix.partition("://")[2].partition("/")[0]) <= KEY_LIMIT_BYTES:
+            is_key = False
+        if not is_key:
             detail = f"path {shown(path)} refused: a key is Unicode text of at most {KEY_LIMIT_BYTES} bytes"
             raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
         return super()._checked(path)
@@ -213,7 +218,7 @@ class S3Protocol(RemoteProtocol):
             with translating("read", path):
                 body = client.get_object(**self._place(path), **part)["Body"]
         except StorageError as error:
-            if getattr(error.__cause__, "response", {}).get("Error", {}).get("Code") == "InvalidRange":
+            if error.facts.get("code") == "InvalidRange":
                 return Chunks(iter(()), lambda: None)  # a part of an empty file
             raise
         return Chunks(_blocks(body, path), body.close)
@@ -236,10 +241,11 @@ class S3Protocol(RemoteProtocol):
         raise Unsupported("S3 does not say how much space it has")
 
     def presigned(self, path: str, method: str = "get_object", expires_s: int = 3600) -> str:
-        """A URL that lets whoever has it do that to the file (`get_object`, `put_object`, `head_object`), for a time."""
+        """A URL that lets whoever has it do that to the file (`get_object`, `put_object`), for a time."""
         client = self._connected()
+        place = self._place(self._checked(path))
         with translating("sign", path):
-            return str(client.generate_presigned_url(method, Params=self._place(self._checked(path)), ExpiresIn=expires_s))
+            return str(client.generate_presigned_url(method, Params=place, ExpiresIn=expires_s))
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -410,7 +416,10 @@ class S3Protocol(RemoteProtocol):
             if is_over():
                 break
             try:
-                batch.append(self._checked(path))
+                if _NOT_IN_XML.search(self._checked(path)):
+                    outcomes[path] = self._delete(path)
+                else:
+                    batch.append(path)
             except StorageError as error:
                 outcomes[path] = error
             if len(batch) == BULK_FILES:
@@ -530,15 +539,15 @@ def _all(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The bytes in parts of the sizes that S3 takes; only the last may be smaller."""
-    part = bytearray()
-    number = 0
+    held: list[bytes] = []
+    length = number = 0
     for chunk in chunks:
-        part += chunk
-        size = PART_BYTES << number // PARTS_PER_SIZE
-        while len(part) >= size:
-            yield bytes(part[:size])
-            del part[:size]
-            number += 1
-            size = PART_BYTES << number // PARTS_PER_SIZE
-    if part:
-        yield bytes(part)
+        held.append(chunk)
+        length += len(chunk)
+        while length >= (size := PART_BYTES << number // PARTS_PER_SIZE):
+            joined = b"".join(held)
+            held, length, number = [joined[size:]] if length > size else [], length - size, number + 1
+            yield joined if len(joined) == size else joined[:size]
+            del joined  # not held while the next is read
+    if length:
+        yield b"".join(held)

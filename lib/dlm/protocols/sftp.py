@@ -12,9 +12,9 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import asyncssh
@@ -25,7 +25,7 @@ from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.network import from_network_error, root_url
-from dlm.protocols.remote import RemoteProtocol, other_content, require_same
+from dlm.protocols.remote import RemoteProtocol, require_same
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
 from dlm.types import ErrorClass, ProtocolRef
 
@@ -61,7 +61,7 @@ class _Loop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
 
-    def run(self, work: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
+    def run(self, work: Awaitable[Any], timeout_s: float) -> Any:
         """What the coroutine returns or raises; TimeoutError, once it is cancelled."""
         return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, timeout_s), self._started()).result()
 
@@ -118,7 +118,7 @@ class SftpProtocol(RemoteProtocol):
             connection.close()
             raise
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def _run(self, work: Awaitable[Any]) -> Any:
         return _LOOP.run(work, self.timeout_s)
 
     def close(self) -> None:
@@ -172,7 +172,8 @@ class SftpProtocol(RemoteProtocol):
         while left:
             directory = left.pop()
             for name in self._names(directory):
-                path = f"{directory}/{name.filename}" if directory else str(name.filename)
+                own = os.fsdecode(name.filename)
+                path = f"{directory}/{own}" if directory else own
                 if _is_file(name.attrs):
                     yield Entry(path, name.attrs.size or 0, _moment(name.attrs))
                 elif stat.S_ISDIR(name.attrs.permissions or 0) and path != TEMPORARIES:
@@ -184,7 +185,7 @@ class SftpProtocol(RemoteProtocol):
     def _names(self, directory: str) -> Iterator[asyncssh.SFTPName]:
         """The entries of a directory, some at a time; none if it is not there."""
         client = self._connected()
-        scan = client.scandir(self._at(directory))
+        scan = cast("AsyncGenerator[asyncssh.SFTPName, None]", client.scandir(self._at(directory)))
         try:
             while True:
                 with _translating("list", directory or self.ref.prefix):
@@ -336,7 +337,7 @@ class SftpProtocol(RemoteProtocol):
 
     def remove_temporaries(self, *attempts: str) -> int:
         self._require_root()
-        names = [str(name.filename) for name in self._names(TEMPORARIES)]
+        names = [os.fsdecode(name.filename) for name in self._names(TEMPORARIES)]
         return sum(self._remove(f"{TEMPORARIES}/{name}") for name in names if name.rpartition("~")[0] in attempts)
 
     # -- the root -----------------------------------------------------------------------------------------------
@@ -468,7 +469,12 @@ def _blocks_of(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
 
 
 def _private_key(text: str, passphrase: str | None) -> asyncssh.SSHKey:
-    return asyncssh.import_private_key(text, passphrase)
+    try:
+        return asyncssh.import_private_key(text, passphrase)
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+        # The error's text may quote what it could not read; its type does not.
+        detail = f"the secret's private_key cannot be used ({type(error).__name__})"
+        raise StorageError(ErrorClass.PERMISSION, detail, hint="a PEM text, and its passphrase if it has one") from None
 
 
 def _is_file(attributes: asyncssh.SFTPAttrs) -> bool:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dlm.errors import Unsupported
-from dlm.transfertools.interface import Copy, Outcome, Transfertool
+from dlm.transfertools.interface import Copy, Opener, Outcome, Transfertool
 
-__all__ = ["Copy", "Outcome", "Transfertool", "select"]
+__all__ = ["Copy", "Opener", "Outcome", "Transfertool", "select"]
 
 
-def select(source_scheme: str, destination_scheme: str, *, threads: int = 2) -> Transfertool:
-    """The tool that moves from one scheme to the other; errors.Unsupported if there is none."""
-    make = _TOOLS.get((source_scheme, destination_scheme))
-    if make is None:
+def select(
+    source_scheme: str, destination_scheme: str, *, threads: int = 2, open_protocol: Opener | None = None
+) -> Transfertool:
+    """The tool that moves from one scheme to the other; errors.Unsupported if there is none.
+
+    `open_protocol` makes the adapters of storages, for the tools that stand on them.
+    """
+    tool = _TOOLS.get((source_scheme, destination_scheme))
+    if tool is None or (tool == "stream" and open_protocol is None):
         raise Unsupported(f"no transfertool moves {source_scheme} to {destination_scheme}")
-    return make(threads)
+    return _local(threads) if tool == "local" else _stream(threads, open_protocol)
 
 
 # Each tool is imported when first used: an optional one may need a package that is not installed.
@@ -25,7 +28,16 @@ def _local(threads: int) -> Transfertool:
     return LocalTool(threads=threads)
 
 
+def _stream(threads: int, open_protocol: Opener | None) -> Transfertool:
+    from dlm.transfertools.stream import StreamTool
+
+    assert open_protocol is not None
+    return StreamTool(open_protocol, threads=threads)
+
+
 _POSIX = ("posix", "file")
-_TOOLS: dict[tuple[str, str], Callable[[int], Transfertool]] = {
-    (here, there): _local for here in _POSIX for there in _POSIX
+_REMOTE = ("s3", "dav", "davs", "https", "sftp", "root")
+_ALL = (*_POSIX, *_REMOTE)
+_TOOLS: dict[tuple[str, str], str] = {(here, there): "stream" for here in _ALL for there in _ALL} | {
+    (here, there): "local" for here in _POSIX for there in _POSIX
 }

@@ -6,8 +6,10 @@ A tool never raises for one item and never forgets one: each Copy comes out as e
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
 
 from dlm.types import Checksums, ProtocolRef
 
@@ -41,6 +43,56 @@ class Outcome:
     error_class: str | None = None  # types.ErrorClass
     error: str | None = None
     side: str | None = None  # whose failure it was: 'source', 'destination', None if neither
+
+
+class Described(Protocol):
+    """A file as a storage describes it."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def modified_at(self) -> datetime: ...
+
+
+class Stored(Protocol):
+    """What a write says of itself."""
+
+    @property
+    def was_adopted(self) -> bool: ...
+
+
+class Reading(Protocol):
+    """The bytes of an open file."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None: ...
+
+
+class Storage(Protocol):
+    """What a tool that moves bytes through this host needs of a storage: a part of what a protocol's adapter offers.
+
+    Stated here, because tools and protocols do not know each other; core hands the adapters in.
+    """
+
+    def stat(self, path: str) -> Described | None: ...
+
+    def read(self, path: str) -> Reading: ...
+
+    def write(
+        self, path: str, chunks: Iterable[bytes], *, attempt: str, replace: bool, algorithms: Collection[str],
+        size_bytes: int | None,
+    ) -> Stored: ...  # fmt: skip
+
+    def checksum(self, path: str, algorithms: Collection[str]) -> Checksums: ...
+
+    def delete(self, path: str) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+Opener = Callable[[ProtocolRef], Storage]
 
 
 class Transfertool(ABC):

@@ -21,7 +21,7 @@ GROUP_BYTES = 128 << 20
 GROUP_FILES = 500
 MARGIN_S = 2.0
 
-_UNAVAILABLE = {"source": ErrorClass.SOURCE_UNAVAILABLE, "destination": ErrorClass.DESTINATION_UNAVAILABLE}
+UNAVAILABLE = {"source": ErrorClass.SOURCE_UNAVAILABLE, "destination": ErrorClass.DESTINATION_UNAVAILABLE}
 
 
 class LocalTool(Transfertool):
@@ -36,14 +36,15 @@ class LocalTool(Transfertool):
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="dlm-copy")
         try:
             waiting = {pool.submit(copy_group, group, limits): group for group in groups(copies, self.threads)}
-            yield from _as_they_finish(waiting, deadline)
+            yield from as_they_finish(waiting, deadline)
         finally:
             limits.stop_now()
             # Not waited for: a thread that a storage holds would hold us too; it can no longer name a file.
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _as_they_finish(waiting: dict[Future[list[Outcome]], list[Copy]], deadline: float) -> Iterator[Outcome]:
+def as_they_finish(waiting: dict[Future[list[Outcome]], list[Copy]], deadline: float) -> Iterator[Outcome]:
+    """The outcomes as they come; TIMEOUT for all of which nothing came by the deadline."""
     left = set(waiting)
     try:
         for done in concurrent.futures.as_completed(waiting, timeout=max(0.0, deadline - time.monotonic())):
@@ -104,6 +105,6 @@ def copy_group(copies: list[Copy], limits: Limits) -> list[Outcome]:
                 destination.require_marker(copies[0].destination.storage_uuid)
                 return Group(source, destination, limits, alone=alone).run(copies)
     except StorageError as error:
-        error_class = _UNAVAILABLE[side] if error.error_class == ErrorClass.UNAVAILABLE else error.error_class
+        error_class = UNAVAILABLE[side] if error.error_class == ErrorClass.UNAVAILABLE else error.error_class
         blamed = None if error_class == ErrorClass.INTERRUPTED else side
         return [failed(copy.request_id, error_class, str(error), blamed) for copy in copies]

@@ -135,21 +135,21 @@ class Group:
         source = self.source.open_file(item.copy.source_path)
         try:
             before = os.fstat(source)
-            _require_size(item.copy, before.st_size)
+            require_size(item.copy, before.st_size)
             item.staged = staging.create(self.destination, item.copy.destination_path, item.copy.attempt)
             digest = self._pour(source, item)
             _require_unchanged(item.copy, before, os.fstat(source), digest.size_bytes)
         finally:
             os.close(source)
         item.size_bytes, item.checksums = digest.size_bytes, Checksums(**digest.hexdigests())
-        _require_expected(item.copy, item.checksums)
+        require_expected(item.copy, item.checksums)
         self._sync_alone(item.staged)
         item.staged.close()
 
     def _pour(self, source: int, item: Item) -> Digest:
         """Move all bytes into the temporary; the digest of what was read."""
         assert item.staged is not None
-        digest = Digest(_algorithms(item.copy))
+        digest = Digest(algorithms(item.copy))
         written_back = 0
         os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         effects.point("posix.write:before")
@@ -211,7 +211,7 @@ class Group:
         if not item.copy.checksums.known() and not self._is_like_source(item.copy, there):
             return False
         os.fsync(there)  # so that dropping the cache can work, and the disk is what answers
-        digest = self._digest(there, _algorithms(item.copy))
+        digest = self._digest(there, algorithms(item.copy))
         item.size_bytes, item.checksums = digest.size_bytes, Checksums(**digest.hexdigests())
         return not item.checksums.contradicts(item.copy.checksums)
 
@@ -230,7 +230,7 @@ class Group:
         directory = self.destination.directory(item.staged.directory())
         fd = os.open(item.staged.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
-            digest = self._digest(fd, _algorithms(item.copy))
+            digest = self._digest(fd, algorithms(item.copy))
         finally:
             os.close(fd)
         stored = Checksums(**digest.hexdigests())
@@ -264,7 +264,7 @@ class Group:
         staging.discard(self.destination, item.staged)
 
 
-def _algorithms(copy: Copy) -> tuple[str, ...]:
+def algorithms(copy: Copy) -> tuple[str, ...]:
     """adler32 always, as the catalogue wants it for each file; the dear ones when they are expected."""
     return ("adler32", *(name for name in copy.checksums.known() if name != "adler32"))
 
@@ -274,7 +274,7 @@ def _write_all(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _require_size(copy: Copy, size_bytes: int) -> None:
+def require_size(copy: Copy, size_bytes: int) -> None:
     if copy.size_bytes not in (None, size_bytes):
         detail = f"{shown(copy.source_path)} has {size_bytes} bytes, not {copy.size_bytes}"
         raise StorageError(ErrorClass.SOURCE_CORRUPT, detail, side="source")
@@ -286,7 +286,7 @@ def _require_unchanged(copy: Copy, before: os.stat_result, after: os.stat_result
         raise StorageError(ErrorClass.SOURCE_CHANGED, detail, side="source")
 
 
-def _require_expected(copy: Copy, found: Checksums) -> None:
+def require_expected(copy: Copy, found: Checksums) -> None:
     if found.contradicts(copy.checksums):
         detail = f"{shown(copy.source_path)} has {found.known()}, not {copy.checksums.known()}"
         raise StorageError(ErrorClass.SOURCE_CORRUPT, detail, side="source")
