@@ -23,6 +23,7 @@ from dlm.types import ProtocolRef, Secret
 from protocols.conformance import STORAGE_ID
 
 READY_S = 20.0
+PREFILLED, PREFILLED_FILES = "prefilled", 10_000  # a root with so many files in its directory `many`
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def rclone() -> str:
 def rclone_serves(what: str, base: Path, *options: str, secret: Mapping[str, str] | None = None) -> Iterator[Place]:
     """`rclone serve s3|webdav|sftp` of a directory."""
     directory, port = base / "data", free_port()
-    directory.mkdir(parents=True, exist_ok=True)
+    fill(directory / ("bucket" if what == "s3" else "") / PREFILLED / "many")
     secret = dict(secret or {"username": "user", "password": secrets.token_hex(8)})
     command = [rclone(), "serve", what, "--config", "/dev/null", "--addr", f"127.0.0.1:{port}", *options]
     environment, prefix, told = _rclone_details(what, port, secret, directory, options, base)
@@ -119,6 +120,13 @@ def _rclone_details(
         return login | {"RCLONE_KEY": str(key)}, f"sftp://127.0.0.1:{port}", told
     scheme = "davs" if "--cert" in options else "dav"
     return login, f"{scheme}://127.0.0.1:{port}", {}
+
+
+def fill(directory: Path) -> None:
+    """Make the files before a server looks: some believe for minutes what they saw."""
+    directory.mkdir(parents=True)
+    for number in range(PREFILLED_FILES):
+        (directory / f"a file with a name of usual length {number:06}").write_bytes(b"x")
 
 
 def claimed(place: Place, count: Iterator[int], **changes: object) -> StorageProtocol:
@@ -221,7 +229,7 @@ def wsgidav(base: Path) -> Iterator[Place]:
     from wsgidav.wsgidav_app import WsgiDAVApp
 
     directory, port, password = base / "data", free_port(), secrets.token_hex(8)
-    directory.mkdir(parents=True)
+    fill(directory / PREFILLED / "many")
     config = {
         "provider_mapping": {"/": str(directory)}, "verbose": 0, "logging": {"enable": False},
         "simple_dc": {"user_mapping": {"*": {"user": {"password": password}}}},
@@ -248,7 +256,7 @@ def sshd(base: Path) -> Iterator[Place]:
     if program is None:
         pytest.skip("OpenSSH's server is not installed: apt-get install openssh-server")
     directory, port = base / "data", free_port()
-    directory.mkdir(parents=True)
+    fill(directory / PREFILLED / "many")
     for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(base / name)], check=True)
     (base / "authorized_keys").write_text((base / "user_key.pub").read_text())

@@ -9,6 +9,7 @@ import pytest
 
 from dlm.protocols import StorageProtocol
 from protocols.conformance import ProtocolConformance
+from protocols.faults import NetworkFaults
 from protocols.servers import Place, claimed, rclone_serves
 
 pytestmark = pytest.mark.protocols
@@ -28,4 +29,17 @@ class TestRclone(ProtocolConformance):
     @pytest.fixture
     def storage(self, rclone_s3: Place) -> Iterator[StorageProtocol]:
         with claimed(rclone_s3, COUNT) as storage:
+            yield storage
+
+
+class TestFaults(NetworkFaults):
+    half_written = ("s3.create:before", "s3.create:after", "s3.complete:before")
+
+    @pytest.fixture
+    def place(self, rclone_s3: Place) -> Place:
+        return rclone_s3
+
+    @pytest.fixture
+    def storage(self, place: Place) -> Iterator[StorageProtocol]:
+        with claimed(place, COUNT) as storage:
             yield storage

@@ -9,6 +9,7 @@ import pytest
 
 from dlm.protocols import StorageProtocol
 from protocols.conformance import ProtocolConformance
+from protocols.faults import NetworkFaults
 from protocols.servers import Place, claimed, rclone_serves, sshd
 
 pytestmark = pytest.mark.protocols
@@ -40,4 +41,17 @@ class TestRclone(ProtocolConformance):
     @pytest.fixture
     def storage(self, rclone_sftp: Place) -> Iterator[StorageProtocol]:
         with claimed(rclone_sftp, COUNT) as storage:
+            yield storage
+
+
+class TestFaults(NetworkFaults):
+    half_written = ("sftp.write:before", "sftp.write:after", "sftp.rename:before")
+
+    @pytest.fixture
+    def place(self, openssh: Place) -> Place:
+        return openssh
+
+    @pytest.fixture
+    def storage(self, place: Place) -> Iterator[StorageProtocol]:
+        with claimed(place, COUNT) as storage:
             yield storage

@@ -9,6 +9,7 @@ import pytest
 
 from dlm.protocols import StorageProtocol
 from protocols.conformance import ProtocolConformance
+from protocols.faults import NetworkFaults
 from protocols.servers import Place, claimed, rclone_serves, wsgidav
 
 pytestmark = pytest.mark.protocols
@@ -44,4 +45,17 @@ class TestWsgiDav(ProtocolConformance):
     @pytest.fixture
     def storage(self, wsgidav_server: Place) -> Iterator[StorageProtocol]:
         with claimed(wsgidav_server, COUNT) as storage:
+            yield storage
+
+
+class TestFaults(NetworkFaults):
+    half_written = ("dav.put:after",)
+
+    @pytest.fixture
+    def place(self, rclone_webdav: Place) -> Place:
+        return rclone_webdav
+
+    @pytest.fixture
+    def storage(self, place: Place) -> Iterator[StorageProtocol]:
+        with claimed(place, COUNT) as storage:
             yield storage

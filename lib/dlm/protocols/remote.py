@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -16,6 +17,7 @@ from dlm.types import Checksums, ErrorClass, ProtocolRef
 
 MARKER_REMEMBERED_S = 5.0
 DEFAULT_TIMEOUT_S = 60.0
+NAME_LIMIT_BYTES = 255
 _NO_MARKER = "is this the right root?"
 
 
@@ -187,6 +189,16 @@ def is_ours(path: str) -> bool:
     first, _, rest = path.partition("/")
     is_at_root = first == TEMPORARIES or (not rest and first.startswith(MARKER))
     return is_at_root or path.rpartition("/")[2].startswith(SIBLING)
+
+
+def require_file_names(path: str) -> None:
+    """INVALID_PATH if a part of the path is longer than any file system takes.
+
+    Refused before the bytes are sent, and not left to servers, some of which are out of order after such a name.
+    """
+    if any(len(os.fsencode(part)) > NAME_LIMIT_BYTES for part in path.split("/")):
+        detail = f"path {shown(path)} refused: a name has at most {NAME_LIMIT_BYTES} bytes"
+        raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
 
 
 def require_same(chunks: Iterable[bytes], stored: Iterator[bytes], path: str) -> None:

@@ -39,7 +39,7 @@ PARTS_IN_FLIGHT = 2
 BLOCK_BYTES = 1 << 20
 KEY_LIMIT_BYTES = 1024
 BULK_FILES = 1000
-TRIES = 3
+TRIES = 2
 _CONNECTIONS = 16
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # no bulk request can name these
 

@@ -25,8 +25,8 @@ from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.network import from_network_error, root_url
-from dlm.protocols.remote import RemoteProtocol, require_same
-from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
+from dlm.protocols.remote import RemoteProtocol, require_file_names, require_same
+from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import ErrorClass, ProtocolRef
 
 READ_BYTES = 2 << 20
@@ -130,6 +130,11 @@ class SftpProtocol(RemoteProtocol):
         """The path on the server."""
         self._connected()
         return f"{self._root}/{path}" if path else self._root or "/"
+
+    def _checked(self, path: str) -> str:
+        split(path)
+        require_file_names(path)
+        return super()._checked(path)
 
     # -- looking ------------------------------------------------------------------------------------------------
 

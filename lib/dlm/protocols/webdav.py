@@ -17,8 +17,8 @@ from dlm.protocols.http import Answer, Request, Server, refused
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.multistatus import QUESTION, QUOTA_QUESTION, Resource, resources
 from dlm.protocols.network import root_url, tls_context
-from dlm.protocols.remote import RemoteProtocol, require_same
-from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
+from dlm.protocols.remote import RemoteProtocol, require_file_names, require_same
+from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import Checksums, ErrorClass
 
 PLAIN = ("dav", "http")
@@ -96,6 +96,8 @@ class WebDavProtocol(RemoteProtocol):
             # Some servers drop them: the file would stand under another name than the one it was given.
             detail = f"path {shown(path)} refused: WebDAV takes no control characters"
             raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
+        split(path)
+        require_file_names(path)
         return super()._checked(path)
 
     # -- looking ------------------------------------------------------------------------------------------------
