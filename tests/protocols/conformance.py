@@ -51,6 +51,7 @@ class ProtocolConformance:
     tells_space = True  # the storage says how much it has
     excludes_writers = True  # of writers of one path at the same time, one wins; else only dlm's lease sees to that
     refused_names: tuple[str, ...] = ()  # what this protocol cannot take, and says so
+    refused_as = ErrorClass.INVALID_PATH
 
     def test_what_is_written_can_be_read(self, storage: StorageProtocol) -> None:
         written = put(storage, "a/b/c.dat", b"hello")
@@ -188,7 +189,7 @@ class ProtocolConformance:
     @pytest.mark.parametrize("path", STRANGE)
     def test_strange_names_are_only_names(self, storage: StorageProtocol, path: str) -> None:
         if path in self.refused_names:
-            assert refusal(lambda: put(storage, path, b"x")) == ErrorClass.INVALID_PATH
+            assert refusal(lambda: put(storage, path, b"x")) == self.refused_as
             assert list(storage.list()) == []
             return
         put(storage, path, b"x")
@@ -220,7 +221,7 @@ class ProtocolConformance:
         winner = int(get(storage, "d/contested").split()[-1])
         assert [entry.path for entry in storage.list()] == ["d/contested"]
         if not self.excludes_writers:
-            assert {results[winner], results[winner + 4]} == {"ok"}
+            assert "ok" in {results[winner], results[winner + 4]}
             assert set(results.values()) <= {"ok", ErrorClass.DESTINATION_EXISTS}
             return
         assert {number for number, result in results.items() if result == "ok"} == {winner, winner + 4}

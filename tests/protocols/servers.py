@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,10 +91,14 @@ def rclone() -> str:
 
 
 @contextlib.contextmanager
-def rclone_serves(what: str, base: Path, *options: str, secret: Mapping[str, str] | None = None) -> Iterator[Place]:
-    """`rclone serve s3|webdav|sftp` of a directory."""
-    directory, port = base / "data", free_port()
-    fill(directory / ("bucket" if what == "s3" else "") / PREFILLED / "many")
+def rclone_serves(
+    what: str, base: Path, *options: str, secret: Mapping[str, str] | None = None, serving: Path | None = None
+) -> Iterator[Place]:
+    """`rclone serve s3|webdav|sftp` of a directory: a new one, or that which another serves."""
+    directory, port = serving or base / "data", free_port()
+    base.mkdir(parents=True, exist_ok=True)
+    if serving is None:
+        fill(directory / ("bucket" if what == "s3" else "") / PREFILLED / "many")
     secret = dict(secret or {"username": "user", "password": secrets.token_hex(8)})
     command = [rclone(), "serve", what, "--config", "/dev/null", "--addr", f"127.0.0.1:{port}", *options]
     environment, prefix, told = _rclone_details(what, port, secret, directory, options, base)
@@ -166,6 +171,7 @@ class Cutting:
         self.down_limit: int | None = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
+        self._ends: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -174,14 +180,16 @@ class Cutting:
             while True:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self.target))
+                self._ends += (near, far)
                 for one, other, limit in ((near, far, self.up_limit), (far, near, self.down_limit)):
                     thread = threading.Thread(target=_pump, args=(one, other, limit), daemon=True)
                     thread.start()
                     self._threads.append(thread)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        for end in (self._listener, *self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
             thread.join(10)
@@ -288,3 +296,16 @@ def held_while(act: Callable[[], Iterator[object]], every: int = 500) -> tuple[i
         if count % every == 0:
             most = max(most, resident_bytes())
     return count, most - begin
+
+
+@contextlib.contextmanager
+def moto(base: Path) -> Iterator[Place]:
+    """moto's S3 server: it looks at conditions, and at no keys."""
+    pytest.importorskip("moto", reason="moto is not installed: pip install moto flask-cors")
+    port = free_port()
+    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, port, base / "server.log"):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
+        urllib.request.urlopen(request, timeout=READY_S).close()
+        secret = {"access_key": "AK" + secrets.token_hex(6), "secret_key": secrets.token_hex(12)}
+        yield Place("s3", f"http://127.0.0.1:{port}/bucket", secret, base, {})

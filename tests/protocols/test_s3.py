@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import os
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from dlm import effects
+from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol
-from protocols.conformance import ProtocolConformance
-from protocols.faults import NetworkFaults
-from protocols.servers import Place, claimed, rclone_serves
+from dlm.types import ErrorClass
+from protocols.conformance import ProtocolConformance, get, put, refusal
+from protocols.faults import NetworkFaults, not_trusted, read_only
+from protocols.servers import Place, certificate, claimed, moto, rclone_serves
+
+botocore = pytest.importorskip("botocore", reason="botocore is not installed: pip install 'dlm[s3]'")
+from dlm.protocols.s3 import PART_BYTES, PARTS_PER_SIZE, S3Protocol  # noqa: E402  needs botocore
 
 pytestmark = pytest.mark.protocols
 COUNT = itertools.count(1)
@@ -22,6 +31,12 @@ def rclone_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield place
 
 
+@pytest.fixture(scope="module")
+def moto_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with moto(tmp_path_factory.mktemp("moto")) as place:
+        yield place
+
+
 class TestRclone(ProtocolConformance):
     tells_space = False
     excludes_writers = False  # rclone serve s3 does not look at If-None-Match
@@ -29,6 +44,17 @@ class TestRclone(ProtocolConformance):
     @pytest.fixture
     def storage(self, rclone_s3: Place) -> Iterator[StorageProtocol]:
         with claimed(rclone_s3, COUNT) as storage:
+            yield storage
+
+
+class TestMoto(ProtocolConformance):
+    tells_space = False
+    refused_names = ("a\nb",)  # moto has no route to it
+    refused_as = ErrorClass.IO
+
+    @pytest.fixture
+    def storage(self, moto_s3: Place) -> Iterator[StorageProtocol]:
+        with claimed(moto_s3, COUNT) as storage:
             yield storage
 
 
@@ -43,3 +69,104 @@ class TestFaults(NetworkFaults):
     def storage(self, place: Place) -> Iterator[StorageProtocol]:
         with claimed(place, COUNT) as storage:
             yield storage
+
+
+class TestConditions:
+    """Where the server knows If-None-Match, who comes between the look and the write is never overwritten."""
+
+    @pytest.fixture
+    def storage(self, moto_s3: Place) -> Iterator[StorageProtocol]:
+        with claimed(moto_s3, COUNT) as storage:
+            yield storage
+
+    @pytest.mark.parametrize(("size", "point"), [(7, "s3.put:before"), (11 << 20, "s3.complete:before")])
+    def test_one_who_comes_first_is_adopted_or_respected(
+        self, storage: StorageProtocol, moto_s3: Place, size: int, point: str
+    ) -> None:
+        content = os.urandom(size)
+        for there in (content, content[:-1] + b"?"):
+            with moto_s3.storage(storage.ref.prefix.removeprefix(moto_s3.prefix + "/")) as other:
+                effects.install(lambda reached, there=there, other=other: between(reached, point, other, there))
+                try:
+                    if there == content:
+                        assert put(storage, "d/f", content).was_adopted
+                    else:
+                        assert refusal(lambda: put(storage, "d/f", content)) == ErrorClass.DESTINATION_EXISTS
+                finally:
+                    effects.install(None)
+            assert get(storage, "d/f") == there
+            assert storage.remove_temporaries("1.1") == 0
+            storage.delete("d/f")
+
+
+def between(reached: str, point: str, other: StorageProtocol, content: bytes) -> None:
+    """At the point, another writer puts its content there."""
+    if reached == point:
+        effects.install(None)
+        put(other, "d/f", content, attempt="2")
+
+
+class TestServer:
+    def test_a_bucket_that_is_not_there_blames_no_file(self, rclone_s3: Place) -> None:
+        prefix = rclone_s3.prefix.replace("/bucket", "/no-such-bucket")
+        with rclone_s3.storage(prefix=prefix) as storage, pytest.raises(StorageError) as caught:
+            storage.stat("f")
+        assert caught.value.error_class == ErrorClass.UNAVAILABLE and "bucket" in str(caught.value.hint)
+
+    def test_a_certificate_that_nobody_vouches_for_is_not_trusted(self, tmp_path: Path) -> None:
+        with certificate(tmp_path / "tls") as (crt, key, ca):
+            options = ("--cert", str(crt), "--key", str(key))
+            secret = {"access_key": "AKIDAKID", "secret_key": "secretsecret", "ca": ca}
+            with rclone_serves("s3", tmp_path / "server", *options, secret=secret) as place:
+                not_trusted(place)
+
+    def test_a_read_only_export_takes_nothing(self, tmp_path: Path) -> None:
+        with rclone_serves("s3", tmp_path / "one") as place, claimed(place, COUNT) as storage:
+            put(storage, "f", b"x")
+            options = ("--read-only",)
+            with (
+                rclone_serves("s3", tmp_path / "two", *options, secret=place.secret, serving=place.directory) as locked,
+                locked.storage(storage.ref.prefix.removeprefix(place.prefix + "/")) as reader,
+            ):
+                read_only(storage, reader)
+
+    def test_a_url_signed_before_lets_in_who_has_no_secret(self, rclone_s3: Place) -> None:
+        with claimed(rclone_s3, COUNT) as storage:
+            put(storage, "a b/f", b"content")
+            assert isinstance(storage, S3Protocol)
+            url = storage.presigned("a b/f", expires_s=60)
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert answer.read() == b"content"
+        assert rclone_s3.secret["secret_key"] not in url
+
+    @pytest.mark.parametrize(
+        "prefix", ["http://storage.example/bucket", "https://storage.example", "https:///bucket", "x"]
+    )
+    def test_a_prefix_that_is_no_safe_place_is_refused_before_anything_is_sent(
+        self, rclone_s3: Place, prefix: str
+    ) -> None:
+        with rclone_s3.storage(prefix=prefix) as storage, pytest.raises(StorageError) as caught:
+            storage.stat("f")
+        assert (caught.value.error_class, caught.value.field) == (ErrorClass.UNAVAILABLE, "prefix")
+
+    def test_names_that_no_bulk_request_can_carry_are_deleted_one_by_one(self, rclone_s3: Place) -> None:
+        with claimed(rclone_s3, COUNT) as storage:
+            for path in ("a\x01b", "a\rb", "plain", "<&>"):
+                put(storage, path, b"x")
+            assert storage.delete_many(["a\x01b", "a\rb", "plain", "<&>", "no\x02"]) == {
+                "a\x01b": True, "a\rb": True, "plain": True, "<&>": True, "no\x02": False,
+            }  # fmt: skip
+            assert list(storage.list()) == []
+
+    def test_more_than_a_thousand_are_deleted_in_one_go(self, rclone_s3: Place) -> None:
+        with claimed(rclone_s3, COUNT) as storage:
+            for number in range(600):
+                put(storage, f"{number:05}", b"")
+            wanted = [f"{number:05}" for number in range(0, 2400, 2)]
+            outcomes = storage.delete_many(wanted)
+            assert [path for path, was_there in outcomes.items() if was_there is True] == wanted[:300]
+            assert sum(1 for _ in storage.list()) == 300
+
+
+def test_parts_grow_so_that_ten_thousand_hold_the_largest_file() -> None:
+    assert sum(PART_BYTES << number // PARTS_PER_SIZE for number in range(10_000)) >= 5 * 10**12
