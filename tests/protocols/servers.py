@@ -186,10 +186,16 @@ class Cutting:
                     thread.start()
                     self._threads.append(thread)
 
-    def close(self) -> None:
-        for end in (self._listener, *self._ends):
+    def cut(self) -> None:
+        """Cut all connections there are."""
+        for end in list(self._ends):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self.cut()
         self._listener.close()
         for thread in self._threads:
             thread.join(10)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol
-from protocols.conformance import ProtocolConformance
-from protocols.faults import NetworkFaults
-from protocols.servers import Place, claimed, rclone_serves, sshd
+from dlm.types import ErrorClass
+from protocols.conformance import ProtocolConformance, get, put, refusal
+from protocols.faults import NetworkFaults, read_only
+from protocols.servers import Place, claimed, cutting, port_of, rclone_serves, sshd, through
+
+asyncssh = pytest.importorskip("asyncssh", reason="asyncssh is not installed: pip install 'dlm[sftp]'")
 
 pytestmark = pytest.mark.protocols
 COUNT = itertools.count(1)
@@ -55,3 +61,98 @@ class TestFaults(NetworkFaults):
     def storage(self, place: Place) -> Iterator[StorageProtocol]:
         with claimed(place, COUNT) as storage:
             yield storage
+
+
+class TestServer:
+    def test_a_password_lets_in(self, rclone_sftp: Place) -> None:
+        assert "password" in rclone_sftp.secret
+        with claimed(rclone_sftp, COUNT) as storage:
+            put(storage, "f", b"x")
+
+    def test_a_key_with_a_passphrase_lets_in(self, openssh: Place) -> None:
+        key = asyncssh.import_private_key(openssh.secret["private_key"])
+        locked = key.export_private_key(passphrase="open sesame").decode()
+        secret = {**openssh.secret, "private_key": locked, "passphrase": "open sesame"}
+        with claimed(replace(openssh, secret=secret), COUNT) as storage:
+            put(storage, "f", b"x")
+        for wrong in ({**secret, "passphrase": "sesame"}, {**secret, "private_key": "no key"}):
+            with replace(openssh, secret=wrong).storage() as storage:
+                assert refusal(lambda: storage.stat("f")) == ErrorClass.PERMISSION
+
+    @pytest.mark.parametrize("host_key", [None, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPlCJ", "SHA256:abc"])
+    def test_a_host_that_is_not_known_is_not_spoken_to(self, openssh: Place, host_key: str | None) -> None:
+        options = {} if host_key is None else {"host_key": host_key}
+        with openssh.storage(options=options) as storage, pytest.raises(StorageError) as caught:
+            storage.stat("f")
+        assert caught.value.error_class == ErrorClass.UNAVAILABLE and "host_key" in str(caught.value.hint)
+
+    def test_a_fingerprint_is_enough_to_know_a_host(self, openssh: Place) -> None:
+        key = asyncssh.import_public_key(openssh.options["host_key"])
+        with claimed(replace(openssh, options={"host_key": key.get_fingerprint()}), COUNT) as storage:
+            put(storage, "f", b"x")
+
+    def test_a_connection_that_broke_is_made_again(self, openssh: Place) -> None:
+        with claimed(openssh, COUNT) as storage, cutting(port_of(openssh)) as proxy:
+            put(storage, "f", b"x")
+            below = storage.ref.prefix.removeprefix(openssh.prefix + "/")
+            with through(openssh, proxy.port).storage(below) as proxied:
+                assert get(proxied, "f") == b"x"
+                proxy.cut()
+                outcomes = {outcome_of(lambda: get(proxied, "f")) for _ in range(2)}
+                assert get(proxied, "f") == b"x"
+                assert outcomes <= {"ok", ErrorClass.IO, ErrorClass.UNAVAILABLE}
+
+    def test_a_link_is_no_file_and_is_never_written_through(self, openssh: Place, tmp_path: Path) -> None:
+        victim = tmp_path / "victim"
+        victim.write_bytes(b"untouched")
+        with claimed(openssh, COUNT) as storage:
+            root = openssh.directory / storage.ref.prefix.rpartition("/")[2]
+            (root / "link").symlink_to(victim)
+            assert storage.stat("link") is None and list(storage.list()) == []
+            assert refusal(lambda: storage.read("link")) == ErrorClass.SOURCE_MISSING
+            assert refusal(lambda: put(storage, "link", b"evil")) == ErrorClass.DESTINATION_EXISTS
+            put(storage, "link", b"good", replace=True)
+            assert get(storage, "link") == b"good" and victim.read_bytes() == b"untouched"
+
+    def test_a_link_in_a_directorys_place_leads_nowhere(self, openssh: Place, tmp_path: Path) -> None:
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "outside" / "f").write_bytes(b"untouched")
+        with claimed(openssh, COUNT) as storage:
+            root = openssh.directory / storage.ref.prefix.rpartition("/")[2]
+            (root / "d").symlink_to(tmp_path / "outside")
+            for act in (
+                lambda: storage.read("d/f"),
+                lambda: put(storage, "d/g", b"evil"),
+                lambda: storage.delete("d/f"),
+            ):
+                assert refusal(act) == ErrorClass.INVALID_PATH
+            assert list(storage.list()) == []
+        assert [path.name for path in (tmp_path / "outside").iterdir()] == ["f"]
+
+    def test_empty_directories_go_with_their_last_file(self, openssh: Place) -> None:
+        with claimed(openssh, COUNT) as storage:
+            root = openssh.directory / storage.ref.prefix.rpartition("/")[2]
+            put(storage, "a/b/c/f", b"")
+            put(storage, "a/g", b"")
+            storage.delete("a/b/c/f")
+            assert [path.name for path in (root / "a").iterdir()] == ["g"]
+            storage.delete("a/g")
+            assert not (root / "a").exists() and root.exists()
+
+    def test_a_directory_closed_to_us_is_a_matter_of_permission(self, tmp_path: Path) -> None:
+        with rclone_serves("sftp", tmp_path / "one") as place, claimed(place, COUNT) as storage:
+            put(storage, "f", b"x")
+            below = storage.ref.prefix.removeprefix(place.prefix + "/")
+            locked = rclone_serves(
+                "sftp", tmp_path / "two", "--read-only", secret=place.secret, serving=place.directory
+            )
+            with locked as export, export.storage(below) as reader:
+                read_only(storage, reader)
+
+
+def outcome_of(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except StorageError as error:
+        return error.error_class
+    return "ok"

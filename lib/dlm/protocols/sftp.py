@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -25,7 +26,7 @@ from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.network import from_network_error, root_url
-from dlm.protocols.remote import RemoteProtocol, require_file_names, require_same
+from dlm.protocols.remote import MARKER_REMEMBERED_S, RemoteProtocol, require_file_names, require_same
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import ErrorClass, ProtocolRef
 
@@ -33,6 +34,7 @@ READ_BYTES = 2 << 20
 WRITE_BYTES = 4 << 20
 LIST_ENTRIES = 200
 DEPTH_LIMIT = 200
+DIRECTORIES_REMEMBERED = 1000
 _HOST_KEY_HINT = "set the option host_key to what `ssh-keyscan HOST` says, once you know that it is true"
 
 _CLASSES: dict[int, ErrorClass] = {
@@ -91,6 +93,7 @@ class SftpProtocol(RemoteProtocol):
     def __init__(self, ref: ProtocolRef) -> None:
         super().__init__(ref)
         self._connecting = threading.Lock()
+        self._straight: dict[str, float] = {}  # directories without links above them, until when
 
     # -- speaking -----------------------------------------------------------------------------------------------
 
@@ -132,9 +135,33 @@ class SftpProtocol(RemoteProtocol):
         return f"{self._root}/{path}" if path else self._root or "/"
 
     def _checked(self, path: str) -> str:
-        split(path)
+        parts, _ = split(path)
         require_file_names(path)
-        return super()._checked(path)
+        super()._checked(path)
+        if parts:
+            self._require_no_links("/".join(parts))
+        return path
+
+    def _require_no_links(self, directory: str) -> None:
+        """INVALID_PATH if the directory is reached through a link below the root; looked at again after seconds.
+
+        The server follows links, and has no way not to: one that is planted in between is not noticed.
+        """
+        now = time.monotonic()
+        if self._straight.get(directory, 0.0) > now:
+            return
+        client = self._connected()
+        with _translating("look at", directory):
+            try:
+                root, whole = (self._run(client.realpath(self._at(path))) for path in ("", directory))
+            except protocol.SFTPError:
+                return  # not there, so no link
+        if whole != f"{str(root).rstrip('/')}/{directory}":
+            detail = f"path {shown(directory)} refused: it leads through a symbolic link"
+            raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
+        if len(self._straight) >= DIRECTORIES_REMEMBERED:
+            self._straight.clear()
+        self._straight[directory] = now + MARKER_REMEMBERED_S
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -219,7 +246,8 @@ class SftpProtocol(RemoteProtocol):
 
     def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
         there = self._attributes(path)
-        if there is not None and not _is_file(there) and not stat.S_ISLNK(there.permissions or 0):
+        is_link = there is not None and stat.S_ISLNK(there.permissions or 0)
+        if there is not None and not _is_file(there) and not (replace and is_link):
             raise StorageError(ErrorClass.DESTINATION_EXISTS, f"{shown(path)} is there, and not a file")
         staged = f"{TEMPORARIES}/{temporary}"
         try:
