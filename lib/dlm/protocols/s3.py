@@ -10,7 +10,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import re
 import threading
 from collections import deque
@@ -18,20 +17,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
-
-import botocore.session
-from botocore import UNSIGNED
-from botocore import exceptions as boto
-from botocore.config import Config
 
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
-from dlm.protocols.network import NOT_TRUSTED, STATUS_CLASSES, STATUS_CLASSES_WRITING, readable, root_url
+from dlm.protocols.network import readable
 from dlm.protocols.remote import RemoteProtocol, other_content, require_same
+from dlm.protocols.s3_client import CODES, bucket_of, made_client, translating
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
-from dlm.types import ErrorClass
+from dlm.types import ErrorClass, ProtocolRef
 
 PART_BYTES = 5 << 20  # the smallest that S3 takes
 PARTS_PER_SIZE = 1000  # then parts are twice as large: 10,000 of them are the most, and hold 5 TiB
@@ -39,68 +33,7 @@ PARTS_IN_FLIGHT = 2
 BLOCK_BYTES = 1 << 20
 KEY_LIMIT_BYTES = 1024
 BULK_FILES = 1000
-TRIES = 2
-_CONNECTIONS = 16
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # no bulk request can name these
-
-_CODES = {
-    "NoSuchBucket": ErrorClass.UNAVAILABLE,
-    "NoSuchKey": ErrorClass.SOURCE_MISSING,
-    "NoSuchUpload": ErrorClass.IO,
-    "PreconditionFailed": ErrorClass.DESTINATION_EXISTS,
-    "QuotaExceeded": ErrorClass.NO_SPACE,
-    "InsufficientCapacity": ErrorClass.NO_SPACE,
-    "EntityTooLarge": ErrorClass.NO_SPACE,
-    "KeyTooLongError": ErrorClass.INVALID_PATH,
-    "InvalidURI": ErrorClass.INVALID_PATH,
-    "SlowDown": ErrorClass.UNAVAILABLE,
-    "ServiceUnavailable": ErrorClass.UNAVAILABLE,
-    "RequestTimeout": ErrorClass.TIMEOUT,
-    "BadDigest": ErrorClass.CHECKSUM_MISMATCH,
-    "RequestTimeTooSkewed": ErrorClass.PERMISSION,
-    "ExpiredToken": ErrorClass.PERMISSION,
-    "InvalidAccessKeyId": ErrorClass.PERMISSION,
-}
-_RAISED: tuple[tuple[type[Exception], ErrorClass], ...] = (
-    (boto.SSLError, ErrorClass.UNAVAILABLE),
-    (boto.ConnectTimeoutError, ErrorClass.TIMEOUT),
-    (boto.ReadTimeoutError, ErrorClass.TIMEOUT),
-    (boto.EndpointConnectionError, ErrorClass.UNAVAILABLE),
-    (boto.InvalidEndpointDiscoveryConfigurationError, ErrorClass.UNAVAILABLE),
-)
-
-
-class translating:  # noqa: N801  reads as a statement
-    """Turns what botocore raises inside the block into a StorageError, by the tables above."""
-
-    __slots__ = ("doing", "path", "writing")
-
-    def __init__(self, doing: str, path: str, writing: bool = False) -> None:
-        self.doing, self.path, self.writing = doing, path, writing
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, boto.BotoCoreError | boto.ClientError | OSError):
-            raise _translated(error, self.doing, self.path, self.writing) from error
-
-
-def _translated(error: Exception, doing: str, path: str, writing: bool) -> StorageError:
-    if isinstance(error, boto.ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        statuses = STATUS_CLASSES_WRITING if writing else STATUS_CLASSES
-        error_class = _CODES.get(code) or statuses.get(status, ErrorClass.IO)
-        hint = "the secret is wrong, expired, or allows too little" if error_class == ErrorClass.PERMISSION else None
-        if code == "NoSuchBucket":
-            hint = "make the bucket; dlm does not"
-        return StorageError(
-            error_class, f"cannot {doing} {shown(path)}: the server says {status} {code}", hint=hint, code=code
-        )
-    error_class = next((found for kind, found in _RAISED if isinstance(error, kind)), ErrorClass.IO)
-    hint = NOT_TRUSTED if isinstance(error, boto.SSLError) else None
-    return StorageError(error_class, f"cannot {doing} {shown(path)}: {shown(str(error))}", hint=hint)
 
 
 @dataclass(slots=True)
@@ -121,47 +54,22 @@ class S3Protocol(RemoteProtocol):
     _bucket = ""
     _below = ""
 
+    def __init__(self, ref: ProtocolRef) -> None:
+        super().__init__(ref)
+        self._connecting = threading.Lock()
+        self._kept = contextlib.ExitStack()  # what the client reads for each connection
+
     # -- speaking -----------------------------------------------------------------------------------------------
 
     def _connected(self) -> Any:
-        with _MAKING:  # botocore's sessions are not safe while a client is made
+        with self._connecting:
             if self._client is None:
-                self._client = self._made()
+                self._bucket, self._below = bucket_of(self.ref)
+                ca = (self.ref.secret or {}).get("ca")
+                with contextlib.ExitStack() as kept:
+                    self._client = made_client(self.ref, self.timeout_s, ca and kept.enter_context(readable(ca)))
+                    self._kept = kept.pop_all()
         return self._client
-
-    def _made(self) -> Any:
-        root = root_url(self.ref, self.ref.prefix.startswith("http:"))
-        self._bucket, _, below = unquote(root.path.strip("/")).partition("/")
-        self._below = f"{below}/" if below else ""
-        if root.scheme not in ("http", "https") or not self._bucket:
-            detail = f"{shown(self.ref.prefix)} is no https://host/bucket"
-            raise StorageError(ErrorClass.UNAVAILABLE, detail, field="prefix")
-        secret, options = self.ref.secret or {}, self.ref.options
-        self._kept = contextlib.ExitStack()
-        ca = self._kept.enter_context(readable(secret["ca"])) if "ca" in secret else None
-        config = Config(
-            signature_version="s3v4" if "access_key" in secret else UNSIGNED,
-            s3={"addressing_style": options.get("addressing", "path")},
-            connect_timeout=self.timeout_s,
-            read_timeout=self.timeout_s,
-            retries={"total_max_attempts": TRIES, "mode": "standard"},
-            max_pool_connections=_CONNECTIONS,
-            proxies={},
-            # Not every server knows the newer checksums; what we send carries Content-MD5.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        with translating("speak to", self.ref.prefix):
-            return _session().create_client(
-                "s3",
-                region_name=options.get("region", "us-east-1"),
-                endpoint_url=f"{root.scheme}://{root.netloc}",
-                aws_access_key_id=secret.get("access_key"),
-                aws_secret_access_key=secret.get("secret_key"),
-                aws_session_token=secret.get("session_token"),
-                verify=ca or _host_store(),
-                config=config,
-            )
 
     def close(self) -> None:
         client, self._client = self._client, None
@@ -444,7 +352,7 @@ class S3Protocol(RemoteProtocol):
         outcomes: dict[str, bool | StorageError] = {path: path in present for path in paths}
         for failed in answer.get("Errors", ()):
             path, code = failed["Key"][len(self._below) :], failed.get("Code", "")
-            error_class = _CODES.get(code, ErrorClass.PERMISSION if code == "AccessDenied" else ErrorClass.IO)
+            error_class = CODES.get(code, ErrorClass.PERMISSION if code == "AccessDenied" else ErrorClass.IO)
             outcomes[path] = StorageError(error_class, f"cannot delete {shown(path)}: the server says {code}")
         return outcomes
 
@@ -490,27 +398,6 @@ class S3Protocol(RemoteProtocol):
 
     def _make_root(self) -> None:
         """Nothing to make: a bucket is somebody's decision, and below it there are no directories."""
-
-
-_MAKING = threading.Lock()
-_SESSION: botocore.session.Session | None = None
-
-
-def _session() -> botocore.session.Session:
-    """The session that keeps botocore's models; nothing of the user's AWS files or environment is read for it."""
-    global _SESSION
-    if _SESSION is None:
-        _SESSION = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
-        _SESSION.set_config_variable("config_file", os.devnull)
-        _SESSION.set_config_variable("credentials_file", os.devnull)
-    return _SESSION
-
-
-def _host_store() -> str | bool:
-    """The certificates that this host trusts; botocore's own list where it has none."""
-    import ssl
-
-    return ssl.get_default_verify_paths().cafile or True
 
 
 def _unless_there(replace: bool) -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import stat
 import threading
@@ -16,17 +15,15 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, cast
-from urllib.parse import unquote
 
 import asyncssh
-from asyncssh import constants
 from asyncssh import sftp as protocol
 
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
-from dlm.protocols.network import from_network_error, root_url
 from dlm.protocols.remote import MARKER_REMEMBERED_S, RemoteProtocol, require_file_names, require_same
+from dlm.protocols.ssh import LOOP, connected, root_of, translating
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import ErrorClass, ProtocolRef
 
@@ -35,52 +32,7 @@ WRITE_BYTES = 4 << 20
 LIST_ENTRIES = 200
 DEPTH_LIMIT = 200
 DIRECTORIES_REMEMBERED = 1000
-_HOST_KEY_HINT = "set the option host_key to what `ssh-keyscan HOST` says, once you know that it is true"
-
-_CLASSES: dict[int, ErrorClass] = {
-    constants.FX_NO_SUCH_FILE: ErrorClass.SOURCE_MISSING,
-    constants.FX_NO_SUCH_PATH: ErrorClass.SOURCE_MISSING,
-    constants.FX_NOT_A_DIRECTORY: ErrorClass.SOURCE_MISSING,
-    constants.FX_PERMISSION_DENIED: ErrorClass.PERMISSION,
-    constants.FX_WRITE_PROTECT: ErrorClass.PERMISSION,
-    constants.FX_NO_CONNECTION: ErrorClass.UNAVAILABLE,
-    constants.FX_CONNECTION_LOST: ErrorClass.IO,
-    constants.FX_FILE_ALREADY_EXISTS: ErrorClass.DESTINATION_EXISTS,
-    constants.FX_DIR_NOT_EMPTY: ErrorClass.DESTINATION_EXISTS,
-    constants.FX_FILE_IS_A_DIRECTORY: ErrorClass.DESTINATION_EXISTS,
-    constants.FX_NO_SPACE_ON_FILESYSTEM: ErrorClass.NO_SPACE,
-    constants.FX_QUOTA_EXCEEDED: ErrorClass.NO_SPACE,
-    constants.FX_INVALID_FILENAME: ErrorClass.INVALID_PATH,
-}
 _MISSING = (protocol.SFTPNoSuchFile, protocol.SFTPNoSuchPath, protocol.SFTPNotADirectory)
-
-
-class _Loop:
-    """The event loop of this process for all storages, in a thread that ends with the process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-
-    def run(self, work: Awaitable[Any], timeout_s: float) -> Any:
-        """What the coroutine returns or raises; TimeoutError, once it is cancelled."""
-        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, timeout_s), self._started()).result()
-
-    def later(self, work: Any) -> None:
-        """Have a function called on the loop, if there is one."""
-        if self._loop is not None and self._pid == os.getpid() and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(work)
-
-    def _started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None or self._pid != os.getpid():  # a forked child has the loop and not its thread
-                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
-                threading.Thread(target=self._loop.run_forever, name="dlm-sftp", daemon=True).start()
-            return self._loop
-
-
-_LOOP = _Loop()
 
 
 class SftpProtocol(RemoteProtocol):
@@ -100,34 +52,18 @@ class SftpProtocol(RemoteProtocol):
     def _connected(self) -> asyncssh.SFTPClient:
         with self._connecting:
             if self._client is None or self._connection is None or self._connection.is_closed():
-                with _translating("speak to", self.ref.prefix):
-                    self._connection, self._client = self._run(self._connect())
+                with translating("speak to", self.ref.prefix):
+                    self._root = root_of(self.ref)
+                    self._connection, self._client = self._run(connected(self.ref, self.timeout_s))
             return self._client
 
-    async def _connect(self) -> tuple[asyncssh.SSHClientConnection, asyncssh.SFTPClient]:
-        root = root_url(self.ref, plain=False)
-        self._root = unquote(root.path, errors="surrogateescape").rstrip("/")
-        secret = self.ref.secret or {}
-        keys = [_private_key(secret["private_key"], secret.get("passphrase"))] if "private_key" in secret else None
-        connection = await asyncssh.connect(
-            root.hostname or "", root.port or 22, config=None, known_hosts=((), (), ()), agent_path=None,
-            client_factory=lambda: _HostKey(self.ref.options.get("host_key", "")), client_keys=keys or (),
-            username=secret.get("username", ""), password=secret.get("password"), gss_host=None,
-            connect_timeout=self.timeout_s, login_timeout=self.timeout_s, keepalive_interval=self.timeout_s,
-        )  # fmt: skip
-        try:
-            return connection, await connection.start_sftp_client(path_errors="surrogateescape")
-        except BaseException:
-            connection.close()
-            raise
-
     def _run(self, work: Awaitable[Any]) -> Any:
-        return _LOOP.run(work, self.timeout_s)
+        return LOOP.run(work, self.timeout_s)
 
     def close(self) -> None:
         connection, self._connection, self._client = self._connection, None, None
         if connection is not None:
-            _LOOP.later(connection.close)
+            LOOP.later(connection.close)
 
     def _at(self, path: str) -> str:
         """The path on the server."""
@@ -151,7 +87,7 @@ class SftpProtocol(RemoteProtocol):
         if self._straight.get(directory, 0.0) > now:
             return
         client = self._connected()
-        with _translating("look at", directory):
+        with translating("look at", directory):
             try:
                 root, whole = (self._run(client.realpath(self._at(path))) for path in ("", directory))
             except protocol.SFTPError:
@@ -167,7 +103,7 @@ class SftpProtocol(RemoteProtocol):
 
     def _attributes(self, path: str) -> asyncssh.SFTPAttrs | None:
         client = self._connected()
-        with _translating("stat", path):
+        with translating("stat", path):
             try:
                 return self._run(client.lstat(self._at(path)))
             except _MISSING:
@@ -184,14 +120,14 @@ class SftpProtocol(RemoteProtocol):
         if there is None:
             raise StorageError(ErrorClass.SOURCE_MISSING, f"{shown(path)} is not there")
         client = self._connected()
-        with _translating("read", path):
+        with translating("read", path):
             file = self._run(client.open(self._at(path), asyncssh.FXF_READ, encoding=None))
-        return Chunks(self._blocks(file, path, offset, length), lambda: _LOOP.later(lambda: _ended(file)))
+        return Chunks(self._blocks(file, path, offset, length), lambda: LOOP.later(lambda: _ended(file)))
 
     def _blocks(self, file: asyncssh.SFTPClientFile, path: str, offset: int, length: int | None) -> Iterator[bytes]:
         left = length
         while left is None or left > 0:
-            with _translating("read", path):
+            with translating("read", path):
                 block = self._run(file.read(READ_BYTES if left is None else min(READ_BYTES, left), offset))
             if not block:
                 return
@@ -220,7 +156,7 @@ class SftpProtocol(RemoteProtocol):
         scan = cast("AsyncGenerator[asyncssh.SFTPName, None]", client.scandir(self._at(directory)))
         try:
             while True:
-                with _translating("list", directory or self.ref.prefix):
+                with translating("list", directory or self.ref.prefix):
                     try:
                         names = self._run(_some(scan))
                     except _MISSING:
@@ -234,7 +170,7 @@ class SftpProtocol(RemoteProtocol):
 
     def space(self) -> Space:
         client = self._connected()
-        with _translating("measure", self.ref.prefix):
+        with translating("measure", self.ref.prefix):
             try:
                 told = self._run(client.statvfs(self._at("")))
             except protocol.SFTPOpUnsupported:
@@ -265,20 +201,20 @@ class SftpProtocol(RemoteProtocol):
 
     def _pour(self, path: str, chunks: Iterable[bytes]) -> None:
         client = self._connected()
-        with _translating("write", path, writing=True):
+        with translating("write", path, writing=True):
             file = self._run(self._created(client, path))
         try:
             effects.point("sftp.write:before")
             offset = 0
             for block in _blocks_of(chunks, WRITE_BYTES):  # what the producer raises is the caller's
-                with _translating("write", path, writing=True):
+                with translating("write", path, writing=True):
                     self._run(file.write(block, offset))
                 offset += len(block)
             effects.point("sftp.write:after")
-            with _translating("flush", path, writing=True), contextlib.suppress(protocol.SFTPOpUnsupported):
+            with translating("flush", path, writing=True), contextlib.suppress(protocol.SFTPOpUnsupported):
                 self._run(file.fsync())
         finally:
-            with _translating("close", path, writing=True):
+            with translating("close", path, writing=True):
                 self._run(file.close())
 
     async def _created(self, client: asyncssh.SFTPClient, path: str) -> asyncssh.SFTPClientFile:
@@ -302,7 +238,7 @@ class SftpProtocol(RemoteProtocol):
         """True once the temporary has its name; False if something has it and is not to be replaced."""
         client = self._connected()
         effects.point("sftp.rename:before")
-        with _translating("write", path, writing=True):
+        with translating("write", path, writing=True):
             try:
                 published = self._run(self._named(client, staged, path, replace))
             except _MISSING:
@@ -347,13 +283,13 @@ class SftpProtocol(RemoteProtocol):
         effects.point("sftp.remove:before")
         is_gone = self._remove(path)
         effects.point("sftp.remove:after")
-        with contextlib.suppress(StorageError), _translating("delete", path):
+        with contextlib.suppress(StorageError), translating("delete", path):
             self._run(self._prune(path))
         return is_gone
 
     def _remove(self, path: str) -> bool:
         client = self._connected()
-        with _translating("delete", path, writing=True):
+        with translating("delete", path, writing=True):
             try:
                 self._run(client.remove(self._at(path)))
             except _MISSING:
@@ -391,7 +327,7 @@ class SftpProtocol(RemoteProtocol):
 
     def _attributes_followed(self, path: str) -> asyncssh.SFTPAttrs | None:
         client = self._connected()
-        with _translating("stat", path or self.ref.prefix):
+        with translating("stat", path or self.ref.prefix):
             try:
                 return self._run(client.stat(self._at(path)))
             except _MISSING:
@@ -406,53 +342,8 @@ class SftpProtocol(RemoteProtocol):
     def _make_root(self) -> None:
         client = self._connected()
         if self._attributes_followed("") is None:
-            with _translating("create root", self.ref.prefix, writing=True):
+            with translating("create root", self.ref.prefix, writing=True):
                 self._run(client.makedirs(self._at(""), exist_ok=True))
-
-
-class _HostKey(asyncssh.SSHClient):
-    """Lets in the host whose key, or whose key's fingerprint, is among the lines of the option."""
-
-    def __init__(self, known: str) -> None:
-        self._known = {" ".join(line.split()[:2]) for line in known.replace(",", "\n").splitlines() if line.strip()}
-
-    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        shown_key = " ".join(key.export_public_key().decode().split()[:2])
-        return bool({shown_key, key.get_fingerprint()} & self._known)
-
-
-class _translating:  # noqa: N801  reads as a statement
-    """Turns what asyncssh and sockets raise inside the block into a StorageError, by the table above."""
-
-    __slots__ = ("doing", "path", "writing")
-
-    def __init__(self, doing: str, path: str, writing: bool = False) -> None:
-        self.doing, self.path, self.writing = doing, path, writing
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, asyncssh.Error | OSError):
-            raise self._translated(error) from error
-
-    def _translated(self, error: Exception) -> StorageError:
-        what = f"cannot {self.doing} {shown(self.path)}"
-        if isinstance(error, protocol.SFTPError):
-            error_class = _CLASSES.get(error.code, ErrorClass.IO)
-            if self.writing and error_class == ErrorClass.SOURCE_MISSING:
-                error_class = ErrorClass.IO  # where we write, nothing of ours is missing
-            return StorageError(error_class, f"{what}: the server says {shown(error.reason)}")
-        if isinstance(error, asyncssh.HostKeyNotVerifiable):
-            return StorageError(ErrorClass.UNAVAILABLE, f"{what}: the host shows another key", hint=_HOST_KEY_HINT)
-        if isinstance(error, asyncssh.PermissionDenied | asyncssh.KeyImportError | asyncssh.KeyEncryptionError):
-            hint = "the secret is wrong, or not (any more) allowed in"
-            return StorageError(ErrorClass.PERMISSION, f"{what}: the server does not let us in", hint=hint)
-        if isinstance(error, asyncssh.Error):
-            return StorageError(ErrorClass.IO, f"{what}: {shown(error.reason)}")
-        if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EINVAL):
-            return StorageError(ErrorClass.IO, f"{what}: {shown(str(error))}")
-        return from_network_error(error, self.doing, self.path)
 
 
 async def _some(scan: Any) -> list[asyncssh.SFTPName]:
@@ -499,15 +390,6 @@ def _blocks_of(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
             block.clear()
     if block:
         yield bytes(block)
-
-
-def _private_key(text: str, passphrase: str | None) -> asyncssh.SSHKey:
-    try:
-        return asyncssh.import_private_key(text, passphrase)
-    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
-        # The error's text may quote what it could not read; its type does not.
-        detail = f"the secret's private_key cannot be used ({type(error).__name__})"
-        raise StorageError(ErrorClass.PERMISSION, detail, hint="a PEM text, and its passphrase if it has one") from None
 
 
 def _is_file(attributes: asyncssh.SFTPAttrs) -> bool:
