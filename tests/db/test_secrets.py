@@ -13,6 +13,7 @@ import pytest
 from catalogue import Beside, fill, last_event, new_storage, wait_until_blocked
 from dlm.cli.secrets import rotated
 from dlm.core import credentials, secrets, storages
+from dlm.db import audits
 from dlm.db.engine import SYSTEM, Database
 from dlm.errors import Conflict, Denied, InvalidInput, NotFound, StorageError
 from dlm.protocols import open_protocol
@@ -213,6 +214,19 @@ def test_refs_open_each_secret_and_take_two_statements_for_any_number(database: 
         assert tx.statements == 2
     assert sum(ref.secret == VALUES for ref in refs.values()) == 10
     assert {ref.secret for ref in refs.values() if ref.credentials is None} == {None}
+
+
+def test_a_storage_is_looked_at_soon_after_its_secret_was_set(database: Database) -> None:
+    add(database, "perth-dav")
+    speak(database, "perth-disk", "perth-dav")
+    for _ in range(2):
+        with database.begin("look") as tx:
+            audits.claim_looks(tx, 60)
+            assert audits.claim_looks(tx, 60) == []
+        with database.begin("set") as tx:
+            secrets.set_secret(tx, "perth-dav", VALUES)
+        with database.begin("look") as tx:
+            assert audits.claim_looks(tx, 60) == [storages.get_storage(tx, "perth-disk").id]
 
 
 def test_a_reference_changes_when_its_secret_is_set_and_not_when_it_is_rotated(database: Database) -> None:

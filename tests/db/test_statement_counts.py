@@ -304,6 +304,7 @@ CALLS: dict[str, Call] = {
     "storages.update": lambda tx, r: storages.update(tx, r.here, STORAGE),
     "storages.insert_protocol": lambda tx, r: storages.insert_protocol(tx, r.here, S3),
     "storages.update_protocol": lambda tx, r: storages.update_protocol(tx, r.here, "posix", "site-s3", {"timeout_s": "9"}),
+    "storages.look_again": lambda tx, r: storages.look_again(tx, ["here", "there"]),
     "storages.list_protocols": lambda tx, r: storages.list_protocols(tx, r.here),
     "storages.set_marker": lambda tx, r: storages.set_marker(tx, r.here, "seal"),
     "storages.find_by_root": lambda tx, r: storages.find_by_root(tx, r.here, None, "seal"),

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Row
 from dlm import did as codec
 from dlm.core.credentials import require_fit
 from dlm.core.names import FIRST_PAGE, check_name, meant
-from dlm.db import events, secrets
+from dlm.db import events, secrets, storages
 from dlm.db.engine import Tx
 from dlm.errors import Conflict, InvalidInput, NotFound
 from dlm.protocols.declared import unsendable
@@ -62,10 +62,12 @@ def set_secret(tx: Tx, name: str, values: Mapping[str, str]) -> Row[Any]:
     _check(values)
     tx.lock_session(KEYS_LOCK)
     row = _held(tx, name)
-    for user in secrets.users(tx, name):
+    users = secrets.users(tx, name)
+    for user in users:
         require_fit(user.scheme, name, sorted(values), "values")
     sealed = tx.vault.ring().seal(name, values)
     secrets.update(tx, row.id, sorted(values), sealed)
+    storages.look_again(tx, [user.storage for user in users])  # what waited for it goes on soon
     before = {"keys": row.keys, "key_id": row.key_id}
     events.record(tx, "secret", row.id, "set", before=before, after=_told(name, values, sealed.key_id))
     return get_secret(tx, name)

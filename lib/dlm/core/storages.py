@@ -153,6 +153,7 @@ def update_protocol(tx: Tx, name: str, scheme: str, facts: Mapping[str, Any]) ->
         if after["credentials"] is not None:
             credentials.require(tx, scheme, after["credentials"])
         storages.update_protocol(tx, row.id, scheme, after["credentials"], options)
+        storages.look_again(tx, [name])
         told = {"scheme": scheme}
         events.record(tx, "storage", row.id, "protocol set", before={**told, **before}, after={**told, **after})
     return get_storage(tx, name)
