@@ -138,6 +138,13 @@ class RemoteProtocol(StorageProtocol):
     def _list(self, prefix: str) -> Iterator[Entry]:
         """`list` without a look at the marker, and with dlm's own files."""
 
+    def _require_same_as(self, staged: str, path: str) -> None:
+        """DESTINATION_EXISTS unless a file stands there, with the content of the temporary."""
+        if self._stat(path) is None:
+            raise not_a_file(path)
+        with self._open(staged) as mine, self._open(path) as stored:
+            require_same(mine, stored, path)
+
     # -- the marker ---------------------------------------------------------------------------------------------
 
     def identify(self) -> str | None:
@@ -212,6 +219,10 @@ def require_same(chunks: Iterable[bytes], stored: Iterator[bytes], path: str) ->
         del there[: len(chunk)]
     if there or next(stored, b""):
         raise other_content(path)
+
+
+def not_a_file(path: str) -> StorageError:
+    return StorageError(ErrorClass.DESTINATION_EXISTS, f"{shown(path)} is there, and not a file")
 
 
 def other_content(path: str) -> StorageError:

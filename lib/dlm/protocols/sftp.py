@@ -22,13 +22,13 @@ from asyncssh import sftp as protocol
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
-from dlm.protocols.remote import MARKER_REMEMBERED_S, RemoteProtocol, require_file_names, require_same
+from dlm.protocols.remote import MARKER_REMEMBERED_S, RemoteProtocol, not_a_file, require_file_names
 from dlm.protocols.ssh import LOOP, connected, root_of, translating
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import ErrorClass, ProtocolRef
 
 READ_BYTES = 2 << 20
-WRITE_BYTES = 4 << 20
+WRITE_BYTES = 2 << 20
 LIST_ENTRIES = 200
 DEPTH_LIMIT = 200
 DIRECTORIES_REMEMBERED = 1000
@@ -181,17 +181,15 @@ class SftpProtocol(RemoteProtocol):
     # -- writing ------------------------------------------------------------------------------------------------
 
     def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
-        there = self._attributes(path)
-        is_link = there is not None and stat.S_ISLNK(there.permissions or 0)
-        if there is not None and not _is_file(there) and not (replace and is_link):
-            raise StorageError(ErrorClass.DESTINATION_EXISTS, f"{shown(path)} is there, and not a file")
+        there = self._attributes(path) if replace else None
+        if there is not None and not (_is_file(there) or stat.S_ISLNK(there.permissions or 0)):
+            raise not_a_file(path)
         staged = f"{TEMPORARIES}/{temporary}"
         try:
             self._pour(staged, chunks)
             if self._publish(staged, path, replace):
                 return True
-            with self._open(staged) as mine, self._open(path) as stored:
-                require_same(mine, stored, path)
+            self._require_same_as(staged, path)
             self._remove(staged)
             return False
         except BaseException:  # whatever ends it, also a signal: the temporary goes

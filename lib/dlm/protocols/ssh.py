@@ -80,6 +80,7 @@ async def connected(ref: ProtocolRef, timeout_s: float) -> tuple[asyncssh.SSHCli
         client_factory=lambda: _HostKey(ref.options.get("host_key", "")), client_keys=keys or (),
         username=secret.get("username", ""), password=secret.get("password"), gss_host=None,
         connect_timeout=timeout_s, login_timeout=timeout_s, keepalive_interval=timeout_s,
+        encryption_algs="^aes256-gcm@openssh.com",  # a third less work than the usual first choice
     )  # fmt: skip
     try:
         return connection, await connection.start_sftp_client(path_errors="surrogateescape")

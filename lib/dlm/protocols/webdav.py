@@ -17,7 +17,7 @@ from dlm.protocols.http import Answer, Request, Server, refused
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.multistatus import QUESTION, QUOTA_QUESTION, Resource, resources
 from dlm.protocols.network import root_url, tls_context
-from dlm.protocols.remote import RemoteProtocol, require_file_names, require_same
+from dlm.protocols.remote import RemoteProtocol, not_a_file, require_file_names
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import Checksums, ErrorClass
 
@@ -188,9 +188,8 @@ class WebDavProtocol(RemoteProtocol):
     # -- writing ------------------------------------------------------------------------------------------------
 
     def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
-        there = self._resource(path)
-        if there is not None and there.is_collection:
-            raise StorageError(ErrorClass.DESTINATION_EXISTS, f"{shown(path)} is there, and a collection")
+        if replace and (there := self._resource(path)) is not None and there.is_collection:
+            raise not_a_file(path)  # it would be deleted with all that is in it
         staged = f"{TEMPORARIES}/{temporary}"
         self._make_temporaries()
         if any(character in _BENT for character in path) and self._bends(temporary):
@@ -202,8 +201,7 @@ class WebDavProtocol(RemoteProtocol):
             effects.point("dav.put:after")
             if self._move(staged, path, replace):
                 return True
-            with self._open(staged) as mine, self._open(path) as stored:
-                require_same(mine, stored, path)
+            self._require_same_as(staged, path)
             self._delete(staged)
             return False
         except BaseException:  # whatever ends it, also a signal: the temporary goes

@@ -1,0 +1,33 @@
+"""Which scheme is spoken by what, and what is said when that is not installed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dlm.errors import Unsupported
+from dlm.protocols import open_protocol, schemes
+from dlm.protocols.declared import DECLARED
+from dlm.types import ProtocolRef
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package", "ours"),
+    [("s3", "botocore", ("s3", "s3_client")), ("sftp", "asyncssh", ("sftp", "ssh"))],
+)
+def test_without_its_package_a_protocol_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, package: str, ours: tuple[str, ...]
+) -> None:
+    for name in ours:
+        monkeypatch.delitem(sys.modules, f"dlm.protocols.{name}", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(Unsupported, match=package) as caught:
+        open_protocol(ProtocolRef(1, "far", "id", scheme, f"{scheme}://host/path"))
+    assert caught.value.hint == f"pip install 'dlm[{scheme}]'"
+
+
+def test_every_scheme_declares_what_it_may_be_told() -> None:
+    assert set(schemes()) <= set(DECLARED)
