@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol
 from dlm.types import ErrorClass
-from protocols.conformance import ProtocolConformance, get, put, refusal
+from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
 from protocols.faults import NetworkFaults, read_only
+from protocols.filesystems import mounted, needs_root
 from protocols.servers import Place, claimed, cutting, port_of, rclone_serves, sshd, through
 
 asyncssh = pytest.importorskip("asyncssh", reason="asyncssh is not installed: pip install 'dlm[sftp]'")
@@ -148,6 +150,16 @@ class TestServer:
             )
             with locked as export, export.storage(below) as reader:
                 read_only(storage, reader)
+
+
+@needs_root
+def test_a_full_disk_is_told_and_the_part_removed(tmp_path: Path) -> None:
+    small = mounted(tmp_path / "server" / "data" / "storage-full", "size=3m")
+    with small, sshd(tmp_path / "server") as place, place.storage("storage-full") as storage:
+        storage.claim(STORAGE_ID)
+        assert refusal(lambda: put(storage, "d/f", os.urandom(5 << 20))) == ErrorClass.NO_SPACE
+        assert list(storage.list()) == [] and storage.remove_temporaries("1.1") == 0
+        put(storage, "d/f", b"x")
 
 
 def outcome_of(act: Callable[[], object]) -> str:

@@ -260,6 +260,14 @@ class TestHeaders:
                 put(storage, "f", b"small")
             assert elsewhere.asked == [("PUT", "/node?ticket=1", "Bearer t0ken", b"small")]
 
+    def test_a_file_whose_size_is_not_told_is_not_taken_for_empty(self) -> None:
+        def script(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
+            listing = told("/r/f").replace(b"<getcontentlength>3</getcontentlength>", b"")
+            return MARKED if asked.command == "GET" else (207, {}, listing)
+
+        with scripted(script) as server, spoken(server.port) as storage:
+            assert refusal(lambda: storage.stat("f")) == ErrorClass.IO
+
     def test_redirects_end(self) -> None:
         def script(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
             return 302, {"Location": asked.path + "x"}, b""

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from xml.parsers import expat
 
 from dlm.errors import StorageError
+from dlm.rooted import shown
 from dlm.types import ErrorClass
 
 TEXT_LIMIT = 1 << 16
@@ -30,14 +31,20 @@ QUOTA_QUESTION = (
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A file or a collection, by its unquoted path on the server, without a slash at the end."""
+    """A file or a collection, by its unquoted path on the server, without a slash at the end; None is not told."""
 
     path: str
     is_collection: bool
-    size_bytes: int
+    size_bytes: int | None
     modified_at: datetime
     free_bytes: int | None = None
     used_bytes: int | None = None
+
+    def size(self) -> int:
+        """The file's size; IO when the server does not tell it: it is not taken for empty."""
+        if self.size_bytes is None:
+            raise StorageError(ErrorClass.IO, f"the server does not tell the size of {shown(self.path)}")
+        return self.size_bytes
 
 
 def resources(blocks: Iterable[bytes]) -> Iterator[Resource]:
@@ -104,7 +111,7 @@ class _Reader:
 def _resource(facts: dict[str, str]) -> Resource:
     path = unquote(urlsplit(facts["href"]).path, errors="surrogateescape").rstrip("/")
     size, free, used = (_number(facts.get(name)) for name in ("size", "free", "used"))
-    return Resource(path, "collection" in facts, size or 0, _moment(facts.get("modified")), free, used)
+    return Resource(path, "collection" in facts, size, _moment(facts.get("modified")), free, used)
 
 
 def _number(text: str | None) -> int | None:

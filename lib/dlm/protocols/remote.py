@@ -161,7 +161,10 @@ class RemoteProtocol(StorageProtocol):
         if marker is None:
             text = json.dumps({"id": storage_uuid, "name": self.ref.storage_name}) + "\n"
             self._write_marker(text.encode())
-            marker = self._marker() or {"id": "", "name": ""}
+            marker = self._marker()
+        if marker is None:
+            detail = f"the marker of root {shown(self.ref.prefix)} cannot be read back"
+            raise StorageError(ErrorClass.UNAVAILABLE, detail)
         if marker["id"] != storage_uuid:
             detail = f"root {shown(self.ref.prefix)} belongs to storage {marker['name']} ({marker['id']}) already"
             raise StorageError(ErrorClass.DESTINATION_EXISTS, detail, hint="give each storage a root of its own")

@@ -393,8 +393,11 @@ class S3Protocol(RemoteProtocol):
             raise
 
     def _write_marker(self, text: bytes) -> None:
-        with contextlib.suppress(StorageError):  # another one's: the caller looks whose it is
+        try:
             self._put(MARKER, text, False)
+        except StorageError as error:
+            if error.error_class != ErrorClass.DESTINATION_EXISTS:
+                raise  # else it is another one's: the caller looks whose
 
     def _make_root(self) -> None:
         """Nothing to make: a bucket is somebody's decision, and below it there are no directories."""

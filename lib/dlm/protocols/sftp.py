@@ -192,10 +192,20 @@ class SftpProtocol(RemoteProtocol):
             self._require_same_as(staged, path)
             self._remove(staged)
             return False
-        except BaseException:  # whatever ends it, also a signal: the temporary goes
+        except BaseException as error:  # whatever ends it, also a signal: the temporary goes
+            is_full = isinstance(error, StorageError) and error.error_class == ErrorClass.IO and self._is_full()
             with contextlib.suppress(StorageError):
                 self._remove(staged)
+            if is_full:
+                raise StorageError(ErrorClass.NO_SPACE, f"cannot write {shown(path)}: no space is left") from error
             raise
+
+    def _is_full(self) -> bool:
+        """True when the server has no space left, which it calls a failure like any other."""
+        try:
+            return self.space().free_bytes < WRITE_BYTES
+        except (StorageError, Unsupported):
+            return False
 
     def _pour(self, path: str, chunks: Iterable[bytes]) -> None:
         client = self._connected()
@@ -223,7 +233,7 @@ class SftpProtocol(RemoteProtocol):
                 return await client.open(self._root + "/" + path, flags, encoding=None)
             except _MISSING:
                 await self._make_directories(client, path.split("/")[:-1])
-            except protocol.SFTPError:
+            except (protocol.SFTPFailure, protocol.SFTPFileAlreadyExists):
                 await client.remove(self._root + "/" + path)
         return await client.open(self._root + "/" + path, flags, encoding=None)
 

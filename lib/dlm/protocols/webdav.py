@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from urllib.parse import quote, unquote
@@ -19,7 +20,7 @@ from dlm.protocols.multistatus import QUESTION, QUOTA_QUESTION, Resource, resour
 from dlm.protocols.network import root_url, tls_context
 from dlm.protocols.remote import RemoteProtocol, not_a_file, require_file_names
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
-from dlm.types import Checksums, ErrorClass
+from dlm.types import Checksums, ErrorClass, ProtocolRef
 
 PLAIN = ("dav", "http")
 IN_MEMORY_BYTES = 1 << 20  # bodies up to here are sent with their length, and again after a redirect
@@ -40,6 +41,10 @@ class WebDavProtocol(RemoteProtocol):
     _gives_digests = True
     _is_bending: bool | None = None
 
+    def __init__(self, ref: ProtocolRef) -> None:
+        super().__init__(ref)
+        self._connecting = threading.Lock()
+
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -47,15 +52,19 @@ class WebDavProtocol(RemoteProtocol):
     # -- speaking -----------------------------------------------------------------------------------------------
 
     def _connected(self) -> Server:
-        if self._server is None:
-            is_plain = self.ref.scheme in PLAIN
-            root, secret = root_url(self.ref, is_plain), self.ref.secret or {}
-            root = root._replace(scheme="http" if is_plain else "https")
-            trusted = [name.strip() for name in self.ref.options.get("trusted_hosts", "").split(",") if name.strip()]
-            context = None if is_plain else tls_context(secret)
-            self._server = Server(root, context, self.timeout_s, secret, trusted)
-            self._base = quote(unquote(root.path.rstrip("/"), errors="surrogateescape"), errors="surrogateescape")
+        with self._connecting:
+            if self._server is None:
+                self._server = self._made()
         return self._server
+
+    def _made(self) -> Server:
+        is_plain = self.ref.scheme in PLAIN
+        root, secret = root_url(self.ref, is_plain), self.ref.secret or {}
+        root = root._replace(scheme="http" if is_plain else "https")
+        trusted = [name.strip() for name in self.ref.options.get("trusted_hosts", "").split(",") if name.strip()]
+        context = None if is_plain else tls_context(secret)
+        self._base = quote(unquote(root.path.rstrip("/"), errors="surrogateescape"), errors="surrogateescape")
+        return Server(root, context, self.timeout_s, secret, trusted)
 
     def _request(self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Request:
         self._connected()
@@ -107,7 +116,7 @@ class WebDavProtocol(RemoteProtocol):
 
     def _stat(self, path: str) -> Stat | None:
         there = self._resource(path)
-        return None if there is None or there.is_collection else Stat(there.size_bytes, there.modified_at)
+        return None if there is None or there.is_collection else Stat(there.size(), there.modified_at)
 
     def _open(self, path: str, offset: int = 0, length: int | None = None) -> Chunks:
         there = self._stat(path)  # a GET of a collection is answered too, with a page
@@ -142,7 +151,7 @@ class WebDavProtocol(RemoteProtocol):
                     raise StorageError(ErrorClass.IO, f"asked for {shown(whole)}, the server lists {shown(found.path)}")
                 path = f"{directory}/{name}" if directory else name
                 if not found.is_collection:
-                    yield Entry(path, found.size_bytes, found.modified_at)
+                    yield Entry(path, found.size(), found.modified_at)
                 elif path != TEMPORARIES:
                     _require_depth(path)
                     left.append(path)
