@@ -50,6 +50,18 @@ class Staged:
 
 def create(root: Root, path: str, attempt: str) -> Staged:
     """A new, empty temporary for `path`, opened for writing; directories are made. OSError, StorageError."""
+    for tries_left in reversed(range(_PUBLISH_TRIES)):
+        try:
+            return _create(root, path, attempt)
+        except FileNotFoundError:
+            # 1. we made the directory, 2. another copy that failed saw it empty and removed it: make it again.
+            root.forget()
+            if not tries_left:
+                raise
+    raise AssertionError("not reached")
+
+
+def _create(root: Root, path: str, attempt: str) -> Staged:
     target, _ = root.parent(path, create=True)
     name = temporary_name(attempt, path)
     if os.fstat(target).st_dev == root.device:

@@ -169,6 +169,21 @@ class TestDestination:
         assert (outcome.error_class, outcome.was_adopted) == (error_class, error_class is None)
         assert world.arrived() == {"to/f": content}
 
+    def test_a_directory_that_another_copys_failure_removed_is_made_again(
+        self, world: World, at_point: Callable[..., None]
+    ) -> None:
+        copy, directory = world.give("f", b"content"), world.root("destination") / "to"
+        removed: list[bool] = []
+
+        def remove_once() -> None:
+            if directory.exists() and not removed:
+                directory.rmdir()
+                removed.append(True)
+
+        at_point("posix.mkdir:after", remove_once)
+        [outcome] = world.run(copy)
+        assert outcome.ok and removed
+
     def test_a_link_at_the_destination_is_never_written_through(self, world: World, tmp_path: Path) -> None:
         copy = world.give("f", b"content")
         victim = tmp_path / "victim"
