@@ -41,6 +41,7 @@ class Service:
         self.logs.mkdir()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.killed: list[str] = []
+        self.said: list[str] = []  # by dlm-admin
         port = free_port()
         fixed = {
             "database.dsn": self.server.dsn(),
@@ -125,12 +126,16 @@ class Service:
         except Transient:
             return False
 
-    def admin(self, *words: str, status: int = 0) -> Any:
-        """What `dlm-admin` answered (its last JSON line), with that status; asked again while the service is away."""
+    def admin(self, *words: str, status: int = 0, given: str | None = None) -> Any:
+        """What `dlm-admin` answered (its last JSON line), with that status; asked again while the service is away.
+
+        `given` is its standard input.
+        """
         limit = time.monotonic() + STALLED_S
         while True:
             command = [sys.executable, "-m", "dlm.cli.main", *words, "--json"]
-            done = subprocess.run(command, capture_output=True, text=True, env=self._environment())
+            done = subprocess.run(command, input=given, capture_output=True, text=True, env=self._environment())
+            self.said.append(done.stdout + done.stderr)
             if done.returncode != 75 or time.monotonic() > limit:
                 break
             self.check_alive()
