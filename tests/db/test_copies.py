@@ -241,6 +241,25 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_changed(world: World) ->
         ask(world, rule, 3)
 
 
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_of_all_that_match_no_more_can_be_kept_than_match(world: World, grouping: str) -> None:
+    """What it holds it may keep, though, of a storage that no longer matches, too."""
+    with world.begin() as tx:
+        storages.set_attributes(tx, "c", {"tier": "1"})
+    rule = world.declare("one", None, "a|b|tier=1", grouping=grouping)
+    world.settle()
+    with pytest.raises(CannotPlace, match="4 copies asked, 3 storages match"):
+        ask(world, rule, 4)
+    with world.begin() as tx:
+        storages.set_attributes(tx, "c", {"tier": "2"})
+    ask(world, rule, 3)
+    settled(world)
+    assert world.state(rule) == "ok" and [world.count(name) for name in PLACES] == [6, 6, 6]
+    with world.begin() as tx:
+        changed = next(event for event in rules.history(tx, rule)[0] if event["action"] == "changed")
+    assert (changed["before"], changed["after"]) == ({"copies": None, "state": "ok"}, {"copies": 3, "state": "declared"})
+
+
 def test_a_suspended_rule_gives_up_nothing_until_it_is_resumed(world: World) -> None:
     rule = world.declare("one", 3, "type=disk")
     world.settle()

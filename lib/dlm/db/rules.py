@@ -19,8 +19,7 @@ WAITS = "(r.state = 'declared' AND r.starts_at IS NOT NULL AND r.starts_at > %(n
 
 _SHOWN = """
     r.id, r.uuid, r.did_id, sc.name AS scope, d.name AS name, d.kind, d.files, d.size_bytes, a.name AS account, r.copies,
-    r.account_id, r.expression_id, r.surplus_after,
-    e.canonical AS storages, se.canonical AS sources, r.grouping, r.spread, r.weight, r.state, r.reason, r.priority, r.activity,
+    r.account_id, r.expression_id, e.canonical AS storages, se.canonical AS sources, r.grouping, r.spread, r.weight, r.state, r.reason, r.priority, r.activity,
     r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.starts_at, r.expires_at, r.next_judge_at, n.uuid AS moves_to,
     (SELECT p.uuid FROM rule p WHERE p.successor_id = r.id AND p.state NOT IN ('letting_go', 'gone') LIMIT 1) AS moves_from"""
 _FROM = """
