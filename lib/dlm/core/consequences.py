@@ -47,28 +47,32 @@ def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
 
 
 def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
-    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most fourteen statements."""
+    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most fifteen statements."""
     locks = filling.claim_large(tx, SMALL_FILES)
     if not locks:
         return 0, False
     is_there = not any(lock.promised_bytes for lock in locks)
     limit = limits.chunk_files * (LOOKS_PER_WRITE if is_there else 1)
-    upto = filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, max(1, limit // _storages(locks)))
+    at_once = max(1, limit // _storages(locks))
+    upto = None
+    if locks[0].fill_after or locks[0].files_now > at_once:
+        upto = filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, at_once)
     if upto is None:
         rules.hold(tx, {lock.rule_id for lock in locks})
     delta = usage.StorageDelta()
     lanes = {lock.storage_id: lock for lock in sorted(locks, key=lambda lock: lock.priority)}
-    filled = filling.fill(
-        tx,
-        filling.CHUNK_LACKING if is_there else filling.CHUNK,
-        delta,
-        did_id=locks[0].did_id,
-        after=locks[0].fill_after,
-        upto=filling.LAST if upto is None else upto,
-        storages=list(lanes),
-        priorities=[lock.priority for lock in lanes.values()],
-        activities=[lock.activity for lock in lanes.values()],
-    )
+    chunk: dict[str, Any] = {
+        "did_id": locks[0].did_id,
+        "after": locks[0].fill_after,
+        "upto": filling.LAST if upto is None else upto,
+        "storages": list(lanes),
+        "priorities": [lock.priority for lock in lanes.values()],
+        "activities": [lock.activity for lock in lanes.values()],
+    }
+    if is_there and not filling.lacks(tx, chunk["did_id"], chunk["after"], chunk["upto"], chunk["storages"]):
+        filled = filling.Filled({}, 0, was_empty=False)
+    else:
+        filled = filling.fill(tx, filling.CHUNK_LACKING if is_there else filling.CHUNK, delta, **chunk)
     promised = _keep_promises(locks, filled, delta, is_last=upto is None)
     filling.mark_filled(tx, locks, promised, upto, was_empty=filled.was_empty and locks[0].fill_after == 0)
     if upto is None:
