@@ -218,6 +218,34 @@ def test_space_is_promised_once_however_many_rules_fit_alone(world: World) -> No
     world.check()
 
 
+@pytest.mark.parametrize("grouping", ["all", "dataset", "none"])
+def test_a_rule_for_all_that_match_follows_when_another_storage_does(world: World, grouping: str) -> None:
+    world.many("origin", 5)
+    rule = world.declare("ds", None, "tier=1", grouping=grouping)
+    world.settle()
+    world.add_storage("oslo", "oslo", attributes={"tier": "1"})
+    world.settle()
+    assert world.state(rule) == "ok" and world.count("oslo") == 5
+    world.check()
+
+
+@pytest.mark.parametrize("grouping", ["all", "dataset", "none"])
+def test_a_rule_that_is_resumed_does_what_it_missed(world: World, grouping: str) -> None:
+    world.many("origin", 5)
+    rule = world.declare("ds", 1, "perth-a", grouping=grouping)
+    world.settle()
+    with world.begin() as tx:
+        amending.update(tx, rule, {"suspended": True})
+    world.settle()
+    world.many("origin", 3, prefix="late")
+    world.settle()
+    with world.begin() as tx:
+        amending.update(tx, rule, {"suspended": False})
+    world.settle()
+    assert world.state(rule) == "ok" and world.count("perth-a") == 8
+    world.check()
+
+
 def test_a_suspended_rule_rests_and_goes_on_when_resumed(world: World) -> None:
     world.many("origin", 3)
     rule = world.declare("ds", 1, "perth-a")

@@ -41,6 +41,8 @@ def update(tx: Tx, uuid: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
         return rules.get(tx, uuid)
     if values.get("is_suspended") is False and row.is_suspended:
         values["state"] = RuleState.DECLARED.value
+        if row.grouping == Grouping.NONE:
+            values["place_after"] = 0  # nobody told it of what joined meanwhile, or of other storages
     rows.change(tx, row.id, values)
     if "priority" in values:
         rows.raise_requests(tx, row.id)

@@ -112,6 +112,7 @@ class OtherRules:
     above: Sequence[int] = ()  # on containers that gained or lost something, or above them
     ended: Sequence[int] = ()  # on DIDs that ended
     matching: Sequence[int] = ()  # whose expression matches other storages now, or which miss a placement
+    all_matching: Sequence[int] = ()  # of those the ones that want a copy on every storage that matches
     none: Sequence[int] = ()  # of grouping none, on collections that gained files
 
 
@@ -123,30 +124,31 @@ def _other_rules(tx: Tx, facts: Facts) -> OtherRules:
     if facts.ended:
         found.ended = [row.id for row in rules.on_dids(tx, facts.ended)]
     if facts.has_storages:
-        found.matching = _evaluate_expressions(tx)
+        concerned = _evaluate_expressions(tx)
+        found.matching = sorted({*(row.id for row in concerned), *rules.impossible(tx)})
+        found.all_matching = [row.id for row in concerned if row.copies is None]
     if facts.came:
         found.none = judging.none_rules_above(tx, facts.came)
     return found
 
 
-def _evaluate_expressions(tx: Tx) -> list[int]:
-    """Evaluate each distinct expression once; the rules whose set changed, and those that missed a placement."""
+def _evaluate_expressions(tx: Tx) -> Sequence[Row[Any]]:
+    """Evaluate each distinct expression once; the rules whose set changed."""
     snapshot = expression.Snapshot(storages.snapshot(tx))
     changed = {}
     for row in rules.expressions(tx):
         matches = sorted(expression.evaluate(expression.parse(row.canonical), snapshot))
         if matches != list(row.storage_ids):
             changed[row.id] = matches
-    concerned = rules.set_matches(tx, changed) if changed else []
-    return sorted({*concerned, *rules.impossible(tx)})
+    return rules.set_matches(tx, changed) if changed else []
 
 
 def _wake(
     tx: Tx, facts: Facts, others: OtherRules, complete: Sequence[int], troubled: Iterable[int], ledger: Ledger
 ) -> None:
     """Have rules judged, begin the end of others, and release what is no longer below a container. All are held."""
-    if others.above:
-        rules.place_again(tx, others.above)
+    if anew := sorted({*others.above, *others.all_matching}):
+        rules.place_again(tx, anew)
     if others.above and facts.lessened:
         _release_strayed(tx, judging.strayed_locks(tx, rule_ids=others.above), facts.lessened, ledger)
     if others.ended:

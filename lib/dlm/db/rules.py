@@ -394,8 +394,8 @@ def expressions(tx: Tx) -> Sequence[Row[Any]]:
     )
 
 
-def set_matches(tx: Tx, matches: Mapping[int, Sequence[int]]) -> Sequence[int]:
-    """Store what expressions match now and return the ids of the live rules that use them; two statements."""
+def set_matches(tx: Tx, matches: Mapping[int, Sequence[int]]) -> Sequence[Row[Any]]:
+    """Store what expressions match now and return the live rules that use them: (id, copies); two statements."""
     ids = sorted(matches)
     tx.run(
         """UPDATE expression e SET storage_ids = string_to_array(n.ids, ',')::int[], evaluated_at = %(now)s
@@ -403,8 +403,7 @@ def set_matches(tx: Tx, matches: Mapping[int, Sequence[int]]) -> Sequence[int]:
         expressions=ids,
         ids=[",".join(map(str, sorted(matches[id_]))) for id_ in ids],
     )
-    rows = tx.rows(f"SELECT id FROM rule WHERE expression_id = ANY (%(ids)s::int[]) AND state IN {LIVE} ORDER BY id", ids=ids)
-    return [row.id for row in rows]
+    return tx.rows(f"SELECT id, copies FROM rule WHERE expression_id = ANY (%(ids)s::int[]) AND state IN {LIVE} ORDER BY id", ids=ids)
 
 
 def impossible(tx: Tx) -> Sequence[int]:
