@@ -215,15 +215,11 @@ def hint(tx: Tx, pairs: Sequence[tuple[int, int]], *, ok: int = 0, stuck: int = 
     """Move the display counters of the locks over these (file, storage) pairs; ids of their rules; one statement."""
     rows = tx.rows(
         """WITH f AS (SELECT * FROM unnest(%(files)s::bigint[], %(storages)s::int[]) AS f (file_id, storage_id)),
-                hit AS (SELECT n.did_id, n.storage_id, n.rule_id, sum(n.files)::int AS files FROM (
-                            SELECT l.did_id, l.storage_id, l.rule_id, count(*) AS files
-                              FROM f JOIN attachment a ON a.child_id = f.file_id
-                              JOIN lock l ON l.did_id = a.parent_id AND l.storage_id = f.storage_id
-                             WHERE NOT l.is_released GROUP BY 1, 2, 3
-                            UNION ALL
-                            SELECT l.did_id, l.storage_id, l.rule_id, 1
-                              FROM f JOIN lock l ON l.did_id = f.file_id AND l.storage_id = f.storage_id
-                             WHERE NOT l.is_released) n GROUP BY 1, 2, 3),
+                place AS (SELECT a.parent_id AS did_id, f.storage_id, count(*)::int AS files
+                            FROM f JOIN attachment a ON a.child_id = f.file_id GROUP BY 1, 2
+                           UNION ALL SELECT file_id, storage_id, count(*)::int FROM f GROUP BY 1, 2),
+                hit AS (SELECT l.did_id, l.storage_id, l.rule_id, place.files
+                          FROM place JOIN lock l USING (did_id, storage_id) WHERE NOT l.is_released),
                 held AS (SELECT l.did_id, l.storage_id, l.rule_id FROM lock l JOIN hit USING (did_id, storage_id, rule_id)
                           ORDER BY 1, 2, 3 FOR UPDATE OF l)
            UPDATE lock l SET files_ok = least(l.files, greatest(0, l.files_ok + %(ok)s * hit.files)),
