@@ -68,7 +68,8 @@ def next_due_s(tx: Tx) -> float | None:
                   (SELECT min(next_judge_at) FROM rule WHERE next_judge_at IS NOT NULL),
                   (SELECT min(expires_at) FROM rule WHERE expires_at IS NOT NULL AND state NOT IN ('letting_go', 'gone') AND NOT is_locked),
                   (SELECT %(now)s FROM rule r JOIN rule s ON s.id = r.successor_id AND s.state = 'ok'
-                    WHERE r.successor_id IS NOT NULL AND r.state NOT IN ('letting_go', 'gone') AND NOT r.is_locked LIMIT 1),
+                    WHERE r.successor_id IS NOT NULL AND r.state NOT IN ('letting_go', 'gone') AND NOT r.is_locked
+                      AND NOT r.is_suspended LIMIT 1),
                   (SELECT min(expires_at) FROM did WHERE expires_at IS NOT NULL AND deleted_at IS NULL)) - %(now)s)::float8"""
     )
 

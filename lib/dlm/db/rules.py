@@ -17,16 +17,26 @@ LIVE = "('declared', 'waiting_approval', 'suspended', 'impossible', 'stuck', 're
 # A delayed rule before its start. Whatever else happens to it, it is not judged: it would be placed.
 WAITS = "(r.state = 'declared' AND r.starts_at IS NOT NULL AND r.starts_at > %(now)s)"
 
-_SHOWN = """
+# What a live rule moves to: past rules that were moved on themselves to the first that lives. Of one that ended: what took over.
+_MOVES_TO = """
+    CASE WHEN r.successor_id IS NOT NULL THEN (
+        WITH RECURSIVE way AS (
+            SELECT s.uuid, s.successor_id, s.state IN ('letting_go', 'gone') AND r.state NOT IN ('letting_go', 'gone') AS is_past
+              FROM rule s WHERE s.id = r.successor_id
+             UNION ALL
+            SELECT s.uuid, s.successor_id, s.state IN ('letting_go', 'gone')
+              FROM way JOIN rule s ON s.id = way.successor_id WHERE way.is_past)
+        SELECT uuid FROM way WHERE NOT is_past) END"""
+
+_SHOWN = f"""
     r.id, r.uuid, r.did_id, sc.name AS scope, d.name AS name, d.kind, d.files, d.size_bytes, a.name AS account, r.copies,
-    r.account_id, r.expression_id, e.canonical AS storages, se.canonical AS sources, r.grouping, r.spread, r.weight, r.state, r.reason, r.priority, r.activity,
-    r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.starts_at, r.expires_at, r.next_judge_at, n.uuid AS moves_to,
+    r.account_id, r.expression_id, e.canonical AS storages, se.canonical AS sources, r.grouping, r.spread, r.weight, r.state,
+    r.reason, r.priority, r.activity, r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.starts_at,
+    r.expires_at, r.next_judge_at, {_MOVES_TO} AS moves_to,
     (SELECT p.uuid FROM rule p WHERE p.successor_id = r.id AND p.state NOT IN ('letting_go', 'gone') LIMIT 1) AS moves_from"""
 _FROM = """
     FROM rule r JOIN did d ON d.id = r.did_id JOIN scope sc ON sc.id = d.scope_id JOIN account a ON a.id = r.account_id
-    JOIN expression e ON e.id = r.expression_id LEFT JOIN expression se ON se.id = r.source_expression_id
-    LEFT JOIN rule n ON n.id = r.successor_id
-     AND (n.state NOT IN ('letting_go', 'gone') OR n.successor_id IS NOT NULL OR r.state IN ('letting_go', 'gone'))"""
+    JOIN expression e ON e.id = r.expression_id LEFT JOIN expression se ON se.id = r.source_expression_id"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +296,7 @@ def let_go_moved(tx: Tx, limit: int) -> Sequence[Row[Any]]:
                 due AS (
                     SELECT o.id, o.state AS was, s.id AS to_id, s.uuid AS to_uuid
                       FROM way JOIN rule s ON s.id = way.next_id JOIN rule o ON o.id = way.id
-                     WHERE s.state = 'ok' AND NOT o.is_locked AND o.state IN {LIVE}
+                     WHERE s.state = 'ok' AND NOT o.is_locked AND NOT o.is_suspended AND o.state IN {LIVE}
                      ORDER BY o.id LIMIT %(limit)s FOR UPDATE OF o, s SKIP LOCKED)
             UPDATE rule r SET state = 'letting_go', reason = 'moved to rule ' || due.to_uuid, successor_id = due.to_id,
                    state_since = %(now)s, next_judge_at = %(now)s
