@@ -74,6 +74,7 @@ def _new_values(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, A
 
 def _new_times(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that another start, end or lifetime sets. What has begun cannot begin again."""
+    rules.check_times(tx, wanted.get("starts_at"), wanted.get("delay_s"), wanted.get("expires_at"))
     values: dict[str, Any] = {}
     start = row.starts_at if rules.waits(tx, row) else None
     if "starts_at" in wanted or "delay_s" in wanted:
@@ -86,7 +87,6 @@ def _new_times(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, An
     if "lifetime_s" in wanted:
         lifetime = wanted["lifetime_s"]
         values["expires_at"] = None if lifetime is None else (start or tx.now) + timedelta(seconds=lifetime)
-    rules.check_times(tx, wanted.get("starts_at"), wanted.get("delay_s"), wanted.get("expires_at"))
     if values and start is not None:
         rules.check_times(tx, start, None, values.get("expires_at", row.expires_at))
     return values

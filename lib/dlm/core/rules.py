@@ -138,12 +138,15 @@ def _check_moments(wish: Declaration, at: str) -> None:
 
 
 def check_times(tx: Tx, starts_at: datetime | None, delay_s: float | None, expires_at: datetime | None, at: str = "") -> None:
-    """Refuse a start or an end that is over, and an end before the start: the promise would be lost without a word."""
+    """Refuse a start or an end that is over, an end before the start (the promise would be lost without a word), and a start
+    so late that no lifetime can be counted from it."""
     if expires_at is not None and expires_at <= tx.now:
         raise InvalidInput(f"{expires_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {told(tx.now)}", field=f"{at}expires_at", hint=OVER)
     if starts_at is not None and starts_at <= tx.now:
         hint = "leave it out to begin at once"
         raise InvalidInput(f"{starts_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {told(tx.now)}", field=f"{at}starts_at", hint=hint)
+    if starts_at is not None and starts_at > tx.now + timedelta(seconds=MAX_LIFETIME_S):
+        raise InvalidInput(f"{told(starts_at)} is too far away", field=f"{at}starts_at", hint="up to 1000 years from now")
     start = start_of(tx, starts_at, delay_s)
     if start is not None and expires_at is not None and expires_at <= start:
         detail = f"it would end, at {told(expires_at)}, before it begins, at {told(start)}"
