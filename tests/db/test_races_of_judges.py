@@ -11,10 +11,11 @@ import pytest
 from catalogue import Beside
 from dlm import effects
 from dlm.clock import ManualClock
-from dlm.core import amending, consequences, folding
+from dlm.core import amending, consequences, folding, rules
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
 from dlm.db import changes
+from dlm.db import rules as db_rules
 from dlm.db.engine import Database
 from dlm.types import ChangeKind
 from gates import PATIENCE_S, Gate, blocked, racing_world, settled, turn
@@ -49,6 +50,25 @@ def test_two_judges_judge_each_rule_once(world: World, other: Judge) -> None:
     with world.begin() as tx:
         rows = tx.rows("SELECT count(*) AS n FROM event WHERE object = 'rule' AND action = 'placed' GROUP BY object_id")
     assert [row.n for row in rows] == [1] * 6
+
+
+@pytest.mark.parametrize("delay_s", [0, DAY])
+def test_a_rule_that_is_declared_while_its_did_ends_ends_with_it(world: World, delay_s: float) -> None:
+    """1. a declaration has found its dataset; 2. that expires, and a judge ends the rules that it sees; 3. the rule is made."""
+    world.many("origin", 3)
+    with world.begin() as tx:
+        tx.run("UPDATE did SET expires_at = %(now)s WHERE name = 'ds'")
+    with world.begin() as holder:
+        db_rules.ensure_expressions(holder, {"a": []})
+        declaring = blocked(world, lambda: world.declare("ds", 1, "a", delay_s=delay_s))
+        world.run(world.judge)
+    assert not declaring.finish()
+    settled(world)
+    world.later(delay_s)
+    with world.begin() as tx:
+        (rule,) = rules.list_rules(tx, state="gone")[0]
+    assert rule["reason"] == "its DID ended" and world.count("a") == 0
+    settled(world)
 
 
 def test_two_judges_that_fill_locks_of_one_dataset_do_not_wait_for_each_other(world: World, other: Judge) -> None:

@@ -64,8 +64,11 @@ def judge_due(tx: Tx, limits: Limits) -> Judged:
     result = Judged(rules=len(batch), is_full=len(batch) < len(claimed) or len(claimed) == limits.batch_rules)
     ledger = Ledger()
     end(tx, [row for row in batch if row.state == RuleState.LETTING_GO], ledger)
-    suspended = [row for row in batch if row.is_suspended and row.state != RuleState.LETTING_GO]
-    rest = [row for row in batch if row.state != RuleState.LETTING_GO and not row.is_suspended]
+    live = [row for row in batch if row.state != RuleState.LETTING_GO]
+    if over := [row.id for row in live if row.is_over]:  # declared while its DID ended: whoever folded that did not see it
+        rules.let_go(tx, over, "its DID ended")
+    suspended = [row for row in live if row.is_suspended and not row.is_over]
+    rest = [row for row in live if not row.is_suspended and not row.is_over]
     resting = [(row.id, RuleState.SUSPENDED, None if row.state == RuleState.DECLARED else row.reason, None) for row in suspended]
     written = rules.set_states(tx, resting) if suspended else []
     if rest:

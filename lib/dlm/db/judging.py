@@ -14,7 +14,7 @@ from dlm.db.rules import WAITS
 
 _RULE = """
     r.id, r.did_id, d.kind, d.files, d.size_bytes, r.account_id, r.copies, e.id AS expression_id, e.canonical, e.storage_ids,
-    r.grouping, r.spread, r.weight, r.state, r.reason, r.is_suspended, r.priority,
+    r.grouping, r.spread, r.weight, r.state, r.reason, r.is_suspended, r.priority, d.deleted_at IS NOT NULL AS is_over,
     CASE WHEN r.grouping = 'none' AND r.state = 'impossible' THEN coalesce(r.place_after, 0) ELSE r.place_after END AS place_after,
     r.surplus_after"""
 
