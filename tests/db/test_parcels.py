@@ -10,7 +10,7 @@ import pytest
 from catalogue import Beside
 from dlm import effects
 from dlm.clock import ManualClock
-from dlm.core import consequences, rules
+from dlm.core import consequences, folding, rules
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
 from dlm.db.engine import Database
@@ -181,3 +181,42 @@ def test_files_that_join_while_a_parcel_waits_are_filled_by_themselves(world: Wo
     world.many("origin", 2, prefix="late")
     settled(world)
     assert world.state(rule) == "ok" and world.count("a") + world.count("b") == 6
+
+
+def test_a_rule_is_ok_at_once_when_its_copies_came_before_its_parcel_was_filled(world: World) -> None:
+    """1. two rules are placed, and nothing is there; 2. the first is filled, and its copies arrive, while the second's
+    parcel waits; 3. that is filled: nothing has to come that would wake its rule."""
+    world.many("origin", 4)
+    world.settle()
+    made = [world.declare("ds", copies, "a", grouping="none") for copies in (1, None)]
+    place(world)
+    limits = Limits(chunk_files=4)
+    assert fill(world, limits) == 4
+    world.run(world.conveyor)
+    with world.begin("fold") as tx:
+        folding.fold(tx, 100, DAY)
+    with world.begin() as tx:
+        assert tx.scalar("SELECT count(*) FROM parcel WHERE NOT has_copies") == 1
+    assert fill(world, limits) == 0
+    place(world)
+    assert [world.state(rule) for rule in made] == ["ok", "ok"]
+    settled(world)
+
+
+def test_a_rule_is_ok_at_once_when_the_rest_of_its_files_left_before_their_parcel_was_filled(world: World) -> None:
+    world.many("origin", 4)
+    world.settle()
+    rule = world.declare("ds", 1, "a", grouping="none")
+    world.judge.limits = Limits(chunk_files=2)
+    place(world)
+    place(world)
+    assert fill(world) == 2
+    world.run(world.conveyor)
+    world.detach("ds", "f2", "f3")
+    with world.begin("fold") as tx:
+        folding.fold(tx, 100, DAY)
+    place(world)
+    assert fill(world) == 0
+    place(world)
+    assert world.state(rule) == "ok"
+    emptied(world)

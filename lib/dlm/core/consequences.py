@@ -84,14 +84,27 @@ def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
 
 
 def fill_parcels(tx: Tx, limits: Limits) -> tuple[int, bool]:
-    """Fill a chunk of the locks in parcels; (replicas made, whether more wait); at most eleven statements."""
+    """Fill a chunk of the locks in parcels; (replicas made, whether more wait); at most eighteen statements."""
     taken = _claim_parcels(tx, limits)
     if not taken:
         return 0, False
-    there = [parcel for parcel in taken if parcel.has_copies]
-    if there:
-        parcels.count(tx, there)
-        rules.hold(tx, {parcel.rule_id for parcel in there})  # before replicas: so does whoever folds
+    is_there = any(parcel.has_copies for parcel in taken)
+    savepoint = tx.connection.begin_nested()
+    filled = _fill_parcels(tx, taken, is_there=is_there)
+    if is_there or filled.was_empty:
+        savepoint.commit()
+    else:  # copies came, or files left, since they were placed
+        savepoint.rollback()
+        filled = _fill_parcels(tx, taken, is_there=True)
+    _wake_conveyor(tx, filled)
+    return filled.files, True
+
+
+def _fill_parcels(tx: Tx, taken: Sequence[Row[Any]], *, is_there: bool) -> filling.Filled:
+    """Unless any of it `is_there`, all has to come, and wakes the rules when it comes: they are neither counted nor held."""
+    if is_there:
+        parcels.count(tx, taken)
+        rules.hold(tx, {parcel.rule_id for parcel in taken})  # before replicas: so does whoever folds
     delta = usage.StorageDelta()
     filled = filling.fill_alike(
         tx, parcels.WISH, delta, priority=taken[0].priority, activity=taken[0].activity, **parcels.columns(taken)
@@ -100,11 +113,10 @@ def fill_parcels(tx: Tx, limits: Limits) -> tuple[int, bool]:
         for storage_id, promised in zip(parcel.storage_ids, parcel.promised_bytes, strict=True):
             delta.add(storage_id, reserved_bytes=-promised)
     parcels.remove(tx, taken)
-    if there:  # what has to come wakes the rule when it comes
-        judging.wake_complete(tx, sorted({parcel.rule_id for parcel in there}))
+    if is_there:
+        judging.wake_complete(tx, sorted({parcel.rule_id for parcel in taken}))
     usage.change_storages(tx, delta)
-    _wake_conveyor(tx, filled)
-    return filled.files, True
+    return filled
 
 
 def _claim_parcels(tx: Tx, limits: Limits) -> Sequence[Row[Any]]:
