@@ -112,7 +112,7 @@ def _new_copies(tx: Tx, row: Row[Any], copies: int | None) -> dict[str, Any]:
 
 
 def _check_more(tx: Tx, row: Row[Any], copies: int | None) -> None:
-    """Refuse more copies than it holds already that are more than match, or than the account's limit leaves room for."""
+    """Refuse more copies than match, or than the account's limit leaves room for; what of `*` is held already may be kept."""
     held = {lock.storage_id for lock in rows.locked_storages(tx, row.id)}
     if row.copies is None and copies is not None and copies <= len(held):
         return
