@@ -250,7 +250,7 @@ def _try_single_files(tx: Tx, found: Sequence[Row[Any]], file_ids: Sequence[int]
     world = World.load(tx, sorted({row.account_id for row in found}))
     short = []
     for row in found:
-        message, _ = placing.place_files(tx, row, judging.files_below(tx, row.did_id, file_ids), world, ledger)
-        if message:
+        done = placing.place_files(tx, row, judging.files_below(tx, row.did_id, file_ids), world, ledger)
+        if done.message or done.is_overtaken:
             short.append(row.id)
     return short
