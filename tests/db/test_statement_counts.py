@@ -252,7 +252,7 @@ CALLS: dict[str, Call] = {
     "judging.locks_on": lambda tx, r: judging.locks_on(tx, r.files),
     "judging.outlook": lambda tx, r: judging.outlook(tx, r.of_dataset),
     "filling.fill": lambda tx, r: filling.fill(tx, filling.LOCKS, delta(r), **r.lanes),
-    "filling.lacks": lambda tx, r: filling.lacks(tx, r.dataset, 0, filling.LAST, [2, 3]),
+    "filling.count_lacking": lambda tx, r: filling.count_lacking(tx, r.dataset, 0, filling.LAST, [2, 3]),
     "filling.fill_alike": lambda tx, r: filling.fill_alike(
         tx, PAIRS, delta(r), priority=3, activity="default", **r.columns
     ),

@@ -47,16 +47,11 @@ def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
 
 
 def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
-    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most fifteen statements."""
+    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most sixteen statements."""
     locks = filling.claim_large(tx, SMALL_FILES)
     if not locks:
         return 0, False
-    is_there = not any(lock.promised_bytes for lock in locks)
-    limit = limits.chunk_files * (LOOKS_PER_WRITE if is_there else 1)
-    at_once = max(1, limit // _storages(locks))
-    upto = None
-    if locks[0].fill_after or locks[0].files_now > at_once:
-        upto = filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, at_once)
+    upto, wish = _next_chunk(tx, locks, limits.chunk_files)
     if upto is None:
         rules.hold(tx, {lock.rule_id for lock in locks})
     delta = usage.StorageDelta()
@@ -69,10 +64,7 @@ def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
         "priorities": [lock.priority for lock in lanes.values()],
         "activities": [lock.activity for lock in lanes.values()],
     }
-    if is_there and not filling.lacks(tx, chunk["did_id"], chunk["after"], chunk["upto"], chunk["storages"]):
-        filled = filling.Filled({}, 0, was_empty=False)
-    else:
-        filled = filling.fill(tx, filling.CHUNK_LACKING if is_there else filling.CHUNK, delta, **chunk)
+    filled = filling.fill(tx, wish, delta, **chunk) if wish else filling.Filled({}, 0, was_empty=False)
     promised = _keep_promises(locks, filled, delta, is_last=upto is None)
     filling.mark_filled(tx, locks, promised, upto, was_empty=filled.was_empty and locks[0].fill_after == 0)
     if upto is None:
@@ -81,6 +73,29 @@ def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
         usage.change_storages(tx, delta)
     _wake_conveyor(tx, filled)
     return filled.files, True
+
+
+def _next_chunk(tx: Tx, locks: Sequence[Row[Any]], limit: int) -> tuple[int | None, str | None]:
+    """The id of the last file of the next chunk (None: of the dataset), and the wish for what it lacks (None: nothing).
+
+    Where the planner saw everything there, the chunk is as long as can be looked at, unless it lacks more than can be
+    written: files that are empty promise nothing, and what is coming is not there.
+    """
+    if not any(lock.promised_bytes for lock in locks):
+        upto = _chunk_end(tx, locks, limit * LOOKS_PER_WRITE)
+        storages = sorted({lock.storage_id for lock in locks})
+        lacking = filling.count_lacking(tx, locks[0].did_id, locks[0].fill_after, upto or filling.LAST, storages)
+        if lacking <= limit:
+            return upto, filling.CHUNK_LACKING if lacking else None
+    return _chunk_end(tx, locks, limit), filling.CHUNK
+
+
+def _chunk_end(tx: Tx, locks: Sequence[Row[Any]], limit: int) -> int | None:
+    """The id of the last file of a chunk of `limit` replicas at the locks' storages, or None when fewer are left."""
+    at_once = max(1, limit // _storages(locks))
+    if not locks[0].fill_after and locks[0].files_now <= at_once:
+        return None
+    return filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, at_once)
 
 
 def fill_parcels(tx: Tx, limits: Limits) -> tuple[int, bool]:

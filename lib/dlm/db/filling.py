@@ -141,18 +141,18 @@ def fill_alike(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
     return _fill(tx, _MAKE_ALIKE, whole, delta, values)
 
 
-def lacks(tx: Tx, did_id: int, after: int, upto: int, storages: Sequence[int]) -> bool:
-    """Whether any of a chunk's files is not there at any of these storages; one statement.
+def count_lacking(tx: Tx, did_id: int, after: int, upto: int, storages: Sequence[int]) -> int:
+    """How many of a chunk's files are not there, summed over these storages; one statement.
 
     Asked before `fill` where most likely none is: PostgreSQL counts with several processes, but never in a statement that
     may write.
     """
-    return bool(
+    return int(
         tx.scalar(
             """SELECT (SELECT count(*) FROM attachment
                         WHERE parent_id = %(did_id)s AND child_id > %(after)s AND child_id <= %(upto)s)
                       * cardinality(%(storages)s::int[])
-                    > (SELECT count(*) FROM attachment a JOIN replica r ON r.did_id = a.child_id
+                    - (SELECT count(*) FROM attachment a JOIN replica r ON r.did_id = a.child_id
                           AND r.storage_id = ANY (%(storages)s::int[]) AND r.state IN ('available', 'unverified')
                         WHERE a.parent_id = %(did_id)s AND a.child_id > %(after)s AND a.child_id <= %(upto)s)""",
             did_id=did_id,
