@@ -385,51 +385,6 @@ def test_many_rules_are_declared_and_judged_in_a_number_of_statements_that_does_
     world.check()
 
 
-def test_a_large_dataset_is_filled_and_let_go_in_chunks(world: World) -> None:
-    world.many("origin", 2500)
-    world.judge.limits = type(world.judge.limits)(chunk_files=700)
-    rule = world.declare("ds", 2, "perth-a|bern-a")
-    for _ in range(3):
-        world.judge.run_once()
-    with world.begin() as tx:
-        assert 0 < tx.scalar("SELECT count(*) FROM replica WHERE state = 'copying'") < 5000
-    world.check()
-    world.many("origin", 3, prefix="during")
-    world.run(world.judge)
-    with world.begin() as tx:
-        assert tx.scalar("SELECT count(*) FROM replica WHERE state = 'copying'") == 5006
-    world.check()
-    world.cancel(rule)
-    world.run(world.judge)
-    with world.begin() as tx:
-        assert tx.scalar("SELECT count(*) FROM replica WHERE state = 'copying'") == 0
-    world.check()
-
-
-@pytest.mark.parametrize("content", [b"", b"x"])
-def test_what_promises_nothing_and_is_not_there_is_filled_in_chunks(world: World, content: bytes) -> None:
-    """Empty files promise nothing, nor do files that another rule has coming already."""
-    world.put("origin", {f"same{index}": content for index in range(1100)}, "ds")
-    world.run(world.judge)
-    if content:
-        world.declare("ds", None, "perth-a")
-        world.run(world.judge)
-    world.judge.limits = type(world.judge.limits)(chunk_files=400)
-    rule = world.declare("ds", 1, "perth-a")
-    cursors = []
-    while world.judge.run_once().is_full:
-        with world.begin() as tx:
-            cursors.append(
-                tx.scalar(
-                    """SELECT count(a.child_id) FROM lock l JOIN rule r ON r.id = l.rule_id AND r.uuid = %(uuid)s::uuid
-                         LEFT JOIN attachment a ON a.parent_id = l.did_id AND a.child_id <= coalesce(l.fill_after, a.child_id)""",
-                    uuid=rule,
-                )
-            )
-    assert cursors == [400, 800, 1100]
-    world.check()
-
-
 def test_copies_that_waited_for_a_storage_go_on_as_soon_as_it_is_back(world: World) -> None:
     world.many("origin", 3)
     (world.root / "origin").rename(world.root / "away")
