@@ -228,6 +228,7 @@ def unfinished(tx: Tx) -> dict[str, int]:
         """SELECT (SELECT count(*) FROM change) AS changes,
                   (SELECT count(*) FROM request WHERE state <> 'parked') AS requests,
                   (SELECT count(*) FROM lock WHERE fill_after IS NOT NULL) AS locks,
+                  (SELECT count(*) FROM parcel) AS parcels,
                   (SELECT count(*) FROM rule WHERE state = 'declared') AS declared,
                   (SELECT count(*) FROM rule WHERE state = 'letting_go') AS letting_go,
                   (SELECT count(*) FROM rule WHERE state = 'replicating') AS replicating,

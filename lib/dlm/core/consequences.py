@@ -106,7 +106,7 @@ def fill_parcels(tx: Tx, limits: Limits) -> tuple[int, bool]:
     is_there = any(parcel.has_copies for parcel in taken)
     savepoint = tx.connection.begin_nested()
     filled = _fill_parcels(tx, taken, is_there=is_there)
-    if is_there or filled.was_empty:
+    if is_there or filled.files == sum(parcel.files for parcel in taken):
         savepoint.commit()
     else:  # copies came, or files left, since they were placed
         savepoint.rollback()

@@ -348,8 +348,8 @@ _ADD_FILE_LOCKS = f"""{_SIGNATURE},
              SELECT %(rule)s, did_id, storage_id, 1, size_bytes, {{promised}}, %(now)s, {{fill_after}}
                FROM wish ORDER BY did_id, storage_id
              ON CONFLICT (did_id, storage_id, rule_id) DO UPDATE
-                SET is_released = false, fill_after = excluded.fill_after, files_ok = 0, promised_bytes = excluded.promised_bytes,
-                    size_bytes = excluded.size_bytes, created_at = excluded.created_at
+                SET is_released = false, fill_after = excluded.fill_after, files_ok = 0, files_stuck = 0,
+                    promised_bytes = excluded.promised_bytes, size_bytes = excluded.size_bytes, created_at = excluded.created_at
               WHERE l.is_released
              RETURNING storage_id, size_bytes, promised_bytes)
     SELECT storage_id, m.files, m.bytes, {{whole}}.promised
