@@ -200,6 +200,7 @@ CALLS: dict[str, Call] = {
     "rules.find_standing": lambda tx, r: rules.find_standing(tx, *new_rules(r)[0].wish),
     "rules.with_keys": lambda tx, r: rules.with_keys(tx, r.files, [f"k{id_}" for id_ in r.files]),
     "rules.get": lambda tx, r: rules.get(tx, r.rule_uuid),
+    "rules.get_by_uuids": lambda tx, r: rules.get_by_uuids(tx, [r.rule_uuid]),
     "rules.get_many": lambda tx, r: rules.get_many(tx, r.rules),
     "rules.list_page": lambda tx, r: rules.list_page(tx, limit=r.number),
     "rules.progress": lambda tx, r: rules.progress(tx, r.of_dataset),

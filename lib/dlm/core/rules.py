@@ -13,7 +13,7 @@ from sqlalchemy.engine import Row
 
 from dlm import did as codec
 from dlm.core import dids, expression, names, retries
-from dlm.core.accounts import get_account
+from dlm.core.accounts import id_of
 from dlm.core.authorize import authorize
 from dlm.core.storages import get_storage
 from dlm.db import changes, events, judging, rules, storages, tracing
@@ -64,11 +64,14 @@ class DeclaredRule:
 
 
 def declare(
-    tx: Tx, wishes: Sequence[Declaration], calls: Sequence[retries.Call] | None = None
+    tx: Tx,
+    wishes: Sequence[Declaration],
+    calls: Sequence[retries.Call] | None = None,
+    request_ids: Sequence[str] | None = None,
 ) -> list[DeclaredRule]:
     """Write the rules as intent; the judge does the rest. All or none; statements do not grow with their number.
 
-    `calls` tells what was asked, where that is not the wishes themselves.
+    `calls` tells what was asked, where that is not the wishes themselves; `request_ids` by which requests, if by several.
 
     Refused here: what is malformed, unknown, matches nothing, asks for more copies than match, repeats a live rule,
     or exceeds a quota by the known size (InvalidInput, NotFound, CannotPlace, Conflict, QuotaExceeded).
@@ -76,11 +79,11 @@ def declare(
     names.check_batch(len(wishes), "rules")
     for index, wish in enumerate(wishes):
         check_wish(wish, _field(wishes, index))
-    accounts = {name: get_account(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
+    accounts = {name: id_of(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
     for name in accounts:
         authorize(tx.actor, "rule.add", owner=name)
     calls = calls or retries.calls([asdict(wish) | {"account": _account(tx, wish)} for wish in wishes])
-    owners = [accounts[_account(tx, wish)].id for wish in wishes]
+    owners = [accounts[_account(tx, wish)] for wish in wishes]
     if (before := _made_before(tx, wishes, owners, calls)) is not None:
         return before  # asked first: what was true when they were made need not be true for the retry
     for index, wish in enumerate(wishes):
@@ -93,7 +96,7 @@ def declare(
         _refuse_standing(tx, wishes, prepared, made)
     answers = [DeclaredRule(row.uuid, wish.did, True) for wish, row in zip(wishes, made, strict=True) if row is not None]
     facts = [(row.id, None, _facts(wish)) for wish, row in zip(wishes, made, strict=True) if row is not None]
-    events.record_many(tx, "rule", "declared", facts)
+    events.record_many(tx, "rule", "declared", facts, request_ids=request_ids)
     changes.wake(tx, "judge")
     return answers
 

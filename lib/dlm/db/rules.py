@@ -68,8 +68,11 @@ class NewRule:
 
 
 def ensure_expressions(tx: Tx, matches: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """The ids of these canonical expressions, made where missing with the storages they match now; two statements."""
+    """The ids of these canonical expressions, made where missing with the storages they match now; one to three statements."""
     texts = sorted(matches)
+    known = _expressions(tx, texts)
+    if len(known) == len(texts):
+        return known
     tx.run(
         """INSERT INTO expression (canonical, storage_ids, evaluated_at)
            SELECT t, string_to_array(ids, ',')::int[], %(now)s FROM unnest(%(texts)s::text[], %(ids)s::text[]) AS n (t, ids)
@@ -77,7 +80,11 @@ def ensure_expressions(tx: Tx, matches: Mapping[str, Sequence[int]]) -> dict[str
         texts=texts,
         ids=[",".join(map(str, sorted(matches[text]))) for text in texts],
     )
-    rows = tx.rows("SELECT id, canonical FROM expression WHERE canonical = ANY (%(texts)s::text[])", texts=texts)
+    return _expressions(tx, texts)
+
+
+def _expressions(tx: Tx, texts: Sequence[str]) -> dict[str, int]:
+    rows = tx.rows("SELECT id, canonical FROM expression WHERE canonical = ANY (%(texts)s::text[])", texts=list(texts))
     return {row.canonical: row.id for row in rows}
 
 
@@ -155,6 +162,12 @@ def get(tx: Tx, uuid: str, *, hold: bool = False) -> Row[Any] | None:
 def get_many(tx: Tx, ids: Sequence[int]) -> Sequence[Row[Any]]:
     """Rules by id, in id order; one statement."""
     return tx.rows(f"SELECT {_SHOWN} {_FROM} WHERE r.id = ANY (%(ids)s::bigint[]) ORDER BY r.id", ids=list(ids))
+
+
+def get_by_uuids(tx: Tx, uuids: Sequence[str]) -> dict[str, Row[Any]]:
+    """Rules as people see them, by public id; one statement."""
+    rows = tx.rows(f"SELECT {_SHOWN} {_FROM} WHERE r.uuid = ANY (%(uuids)s::uuid[])", uuids=list(uuids))
+    return {row.uuid: row for row in rows}
 
 
 def list_page(

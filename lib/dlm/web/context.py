@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from dlm.db.engine import Database, Tx
 from dlm.errors import DlmError
 from dlm.types import Page
 from dlm.web.body import NDJSON
+from dlm.web.gathering import Gathering
 
 STREAM_FIRST, STREAM_PAGE = 200, 2000  # lines: the first come soon, and memory stays flat
 _LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
@@ -27,10 +28,12 @@ Show = Callable[[Any], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Web:
-    """What the app was made with."""
+    """What the app was made with, and who waits for a turn."""
 
     database: Database
     settings: Settings
+    identities: Gathering = field(default_factory=Gathering)
+    declarations: Gathering = field(default_factory=Gathering)
 
 
 def web() -> Web:
