@@ -119,6 +119,8 @@ def finish(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "no-store")
+    if not log.isEnabledFor(logging.INFO):
+        return response
     log.info(
         json.dumps(
             {
