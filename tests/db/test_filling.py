@@ -9,10 +9,12 @@ import pytest
 
 from dlm import effects
 from dlm.clock import ManualClock
+from dlm.core import consequences
 from dlm.core.placing import Limits
+from dlm.daemons.loop import Pass
 from dlm.db.engine import Database
 from gates import racing_world
-from world import World
+from world import DAY, World
 
 
 @pytest.fixture
@@ -64,3 +66,19 @@ def test_what_promises_nothing_and_is_not_there_is_filled_in_chunks(world: World
             )
     assert cursors == [400, 800, 1100]
     world.check()
+
+
+def test_a_judge_of_small_chunks_says_that_more_locks_wait(world: World) -> None:
+    made = [world.declare(name, 1, "a") for name in world.many("origin", 5)]
+    world.run(world.judge)
+    limits = Limits(chunk_files=2)
+    for rule in made:
+        world.cancel(rule)
+    world.judge._place(Pass(), False)
+    with world.begin() as tx:
+        assert [consequences.let_go_small(tx, limits, DAY) for _ in range(3)] == [(2, True), (2, True), (1, False)]
+    for name in ("f0", "f1", "f2"):
+        world.declare(name, 1, "a|b")
+    world.judge._place(Pass(), False)
+    with world.begin() as tx:
+        assert [consequences.fill_small(tx, limits)[1] for _ in range(2)] == [True, False]

@@ -23,7 +23,8 @@ PARCELS = 1000
 
 def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
     """Fill small locks together; (replicas made, whether more wait); at most twelve statements."""
-    claimed = filling.claim_small(tx, SMALL_FILES, min(SMALL_LOCKS, limits.chunk_files))
+    at_most = min(SMALL_LOCKS, limits.chunk_files)
+    claimed = filling.claim_small(tx, SMALL_FILES, at_most)
     locks = _within(claimed, limits.chunk_files)
     if not locks:
         return 0, False
@@ -43,7 +44,7 @@ def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
         delta.add(lock.storage_id, reserved_bytes=-lock.promised_bytes)
     _finish(tx, locks, delta)
     _wake_conveyor(tx, filled)
-    return filled.files, len(locks) < len(claimed) or len(claimed) == SMALL_LOCKS
+    return filled.files, len(locks) < len(claimed) or len(claimed) == at_most
 
 
 def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
@@ -173,7 +174,8 @@ def _keep_promises(
 
 def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:
     """Let go what small released locks held; (replicas let go, whether more wait); at most ten statements."""
-    claimed = letting_go.claim_small(tx, SMALL_FILES, min(SMALL_LOCKS, limits.chunk_files))
+    at_most = min(SMALL_LOCKS, limits.chunk_files)
+    claimed = letting_go.claim_small(tx, SMALL_FILES, at_most)
     locks = _within(claimed, limits.chunk_files)
     if not locks:
         return 0, False
@@ -188,7 +190,7 @@ def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, boo
     )
     letting_go.remove(tx, locks)
     usage.change_storages(tx, delta)
-    return count, len(locks) < len(claimed) or len(claimed) == SMALL_LOCKS
+    return count, len(locks) < len(claimed) or len(claimed) == at_most
 
 
 def let_go_large(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:
