@@ -257,12 +257,12 @@ def main(arguments: list[str]) -> int:
         try:
             migrate.upgrade(dsn)
             result = soak(dsn, root, options)
+            print(json.dumps(result, indent=2), flush=True)  # before hundreds of thousands of files are removed
+            if options.json:
+                options.json.write_text(json.dumps(result) + "\n")
         finally:
             server.stop()
             server.remove()
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result) + "\n")
     return 1 if result["faults"] else 0
 
 
