@@ -210,7 +210,7 @@ def look(database: Database, daemons: dict[str, subprocess.Popen[bytes]], watch:
         watch.queue.append(tx.scalar("SELECT count(*) FROM request"))
 
 
-def rest(database: Database) -> float:
+def rest(database: Database, logs: Path) -> float:
     """Seconds until the daemons had nothing left to do; AssertionError saying what is left when that takes too long."""
     start = time.monotonic()
     while time.monotonic() - start < REST_S:
@@ -219,7 +219,9 @@ def rest(database: Database) -> float:
         if not any(left.values()):
             return time.monotonic() - start
         time.sleep(1)
-    raise AssertionError(f"not at rest {REST_S} s after the load: {left}")
+        print(f"# not at rest yet: { {name: rows for name, rows in left.items() if rows} }", file=sys.stderr)
+    last = "".join(f"\n{log.name}: {log.read_text()[-500:]}" for log in sorted(logs.glob("*.log")))
+    raise AssertionError(f"not at rest {REST_S} s after the load: {left}{last}")
 
 
 def unfinished(tx: Tx) -> dict[str, int]:
@@ -284,7 +286,7 @@ def soak(dsn: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
                 time.sleep(SAMPLE_S)
                 look(database, daemons, watch)
             end(writers, stop)
-            rested_s = rest(database)
+            rested_s = rest(database, root)
         finally:
             end(writers, stop)
             stop_daemons(daemons)
