@@ -240,6 +240,19 @@ def unfinished(tx: Tx) -> dict[str, int]:
     return dict(row._mapping)
 
 
+def deadlock_reports(log: Path) -> list[str]:
+    """What the server wrote of each deadlock: who waited for whom, in which statements."""
+    reports: list[str] = []
+    is_inside = False
+    for line in log.read_text(errors="replace").splitlines():
+        if "deadlock detected" in line:
+            reports.append("")
+        is_inside = "deadlock detected" in line or (is_inside and ("DETAIL" in line or line.startswith("\t") or "CONTEXT" in line))
+        if is_inside:
+            reports[-1] += line + "\n"
+    return reports[:20]
+
+
 def deadlocks(database: Database) -> int:
     with database.begin("soak.deadlocks") as tx:
         return int(tx.scalar("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"))
@@ -259,6 +272,7 @@ def main(arguments: list[str]) -> int:
         try:
             migrate.upgrade(dsn)
             result = soak(dsn, root, options)
+            result["faults"] += deadlock_reports(server.log)
             print(json.dumps(result, indent=2), flush=True)  # before hundreds of thousands of files are removed
             if options.json:
                 options.json.write_text(json.dumps(result) + "\n")
