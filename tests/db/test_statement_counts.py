@@ -271,6 +271,10 @@ CALLS: dict[str, Call] = {
     "letting_go.let_go": lambda tx, r: letting_go.let_go(
         tx, letting_go.PAIRS, delta(r), undo_window_s=1, **{**r.columns, "storages": many(r.origin, r)}
     ),
+    "letting_go.hold_requests": lambda tx, r: letting_go.hold_requests(tx, letting_go.PAIRS, **r.columns),
+    "letting_go.let_go_held": lambda tx, r: letting_go.let_go_held(
+        tx, letting_go.PAIRS, [], delta(r), undo_window_s=1, **r.columns
+    ),
     "letting_go.bury": lambda tx, r: letting_go.bury(tx, r.pairs, undo_window_s=1),
     "letting_go.release": lambda tx, r: letting_go.release(tx, keys=r.keys),
     "letting_go.claim_small": lambda tx, r: letting_go.claim_small(tx, 10, r.number),

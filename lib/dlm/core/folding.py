@@ -17,7 +17,7 @@ from sqlalchemy.engine import Row
 from dlm.core import expression, judge, placing
 from dlm.core.ledger import Ledger, Replan
 from dlm.core.view import World
-from dlm.db import changes, dids, events, filling, judging, letting_go, requests, rules, storages
+from dlm.db import changes, dids, events, filling, judging, letting_go, replicas, requests, rules, storages
 from dlm.db.engine import Tx
 from dlm.types import ChangeKind, DidKind
 
@@ -66,8 +66,7 @@ def fold(tx: Tx, limit: int, undo_window_s: float) -> tuple[int, bool]:
     others = _other_rules(tx, facts)
     rules.hold(tx, {*resized, *complete, *troubled, *others.above, *others.ended, *others.matching, *others.none})
     _wake(tx, facts, others, complete, troubled, ledger)
-    _let_files_go(tx, facts, ledger, undo_window_s)
-    is_coming = _fill(tx, facts, ledger)
+    is_coming = _let_go_and_fill(tx, facts, ledger, undo_window_s)
     if is_coming:
         _set_replicating(tx, resized)
     elif resized:
@@ -179,35 +178,51 @@ def _set_replicating(tx: Tx, rule_ids: set[int]) -> None:
 # --- replicas --------------------------------------------------------------------------------------------------
 
 
-def _let_files_go(tx: Tx, facts: Facts, ledger: Ledger, undo_window_s: float) -> None:
-    """Let go of what left datasets, and of what came back from deletion to nobody."""
-    if facts.left:
-        files_of: dict[int, set[int]] = defaultdict(set)
-        for change in facts.left:
-            files_of[change.did_id].update(change.file_ids)
-        strayed = judging.strayed_locks(tx, file_ids=sorted(set().union(*files_of.values())))
-        _release_strayed(tx, strayed, facts.left, ledger)
-        # Locks that are being let go just now hold files of the dataset, too, that may have left before their turn.
-        locks = judging.locks_on(tx, sorted(files_of))
-        pairs = sorted({(file, lock.storage_id) for lock in locks for file in files_of[lock.did_id]})
-        letting_go.let_go(
-            tx,
-            letting_go.PAIRS,
-            ledger.storages,
-            undo_window_s=undo_window_s,
-            dids=[pair[0] for pair in pairs],
-            storages=[pair[1] for pair in pairs],
-        )
+def _let_go_and_fill(tx: Tx, facts: Facts, ledger: Ledger, undo_window_s: float) -> bool:
+    """Let go of what left datasets, and of what came back from deletion to nobody; make the replicas that locks want of
+    the files concerned. True when any have to come.
+
+    What is written last is locked first, each kind in the order of its keys: requests, then replicas. Otherwise: 1. a
+    reaper has deleted (file 1, storage 1) and (file 2, storage 1), and locks the first to write that down; 2. we let go of
+    the second; 3. we make the first anew, and wait for the reaper; 4. it waits for the second.
+    """
+    pairs, files = _left(tx, facts, ledger), _to_fill(tx, facts)
+    columns = {"dids": [pair[0] for pair in pairs], "storages": [pair[1] for pair in pairs]}
+    request_ids = letting_go.hold_requests(tx, letting_go.PAIRS, **columns) if pairs else []
+    if pairs or facts.gone:
+        replicas.hold_files(tx, {*files, *columns["dids"], *_files(facts.gone)})
+    is_coming = _fill(tx, files, ledger)
+    if pairs:
+        letting_go.let_go_held(tx, letting_go.PAIRS, request_ids, ledger.storages, undo_window_s=undo_window_s, **columns)
     if facts.gone:
         letting_go.bury(tx, facts.gone, undo_window_s=undo_window_s)
+    return is_coming
 
 
-def _fill(tx: Tx, facts: Facts, ledger: Ledger) -> bool:
-    """Make the replicas that locks want of the files concerned; True when any have to come."""
+def _left(tx: Tx, facts: Facts, ledger: Ledger) -> Pairs:
+    """The (file, storage) that left what held them; the locks of grouping none on such files are released."""
+    if not facts.left:
+        return []
+    files_of: dict[int, set[int]] = defaultdict(set)
+    for change in facts.left:
+        files_of[change.did_id].update(change.file_ids)
+    strayed = judging.strayed_locks(tx, file_ids=sorted(set().union(*files_of.values())))
+    _release_strayed(tx, strayed, facts.left, ledger)
+    # Locks that are being let go just now hold files of the dataset, too, that may have left before their turn.
+    locks = judging.locks_on(tx, sorted(files_of))
+    return sorted({(file, lock.storage_id) for lock in locks for file in files_of[lock.did_id]})
+
+
+def _to_fill(tx: Tx, facts: Facts) -> set[int]:
+    """The files of which replicas may be missing now."""
     files = _files(facts.harmed, facts.gone).union(facts.came)
     if facts.arrived:
         # A good copy may be what a bad or lost one elsewhere has waited for.
         files.update(judging.with_harm(tx, sorted(_files(facts.arrived))))
+    return files
+
+
+def _fill(tx: Tx, files: set[int], ledger: Ledger) -> bool:
     if not files:
         return False
     filled = filling.fill(tx, filling.FILES, ledger.storages, files=sorted(files))

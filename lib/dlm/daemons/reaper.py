@@ -325,6 +325,8 @@ def _keep(tx: Tx, kept: Sequence[planner.Keep], done: Pass) -> None:
 
 def _write(tx: Tx, storage_id: int, outcome: Outcome, done: Pass) -> None:
     """Write one storage's outcome where this worker's fence still stands; usage last."""
+    if outcome.untouched or outcome.failed:  # several statements write: all rows first, in their one order
+        rows.hold(tx, [*outcome.deleted, *outcome.untouched, *(claim for claim, _, _ in outcome.failed)])
     later = tx.now + timedelta(seconds=LATER_S)
     failed: list[Revert] = [(c, later, doubt) for c, _, doubt in outcome.failed]
     done.count("failed", _revert(tx, failed))
