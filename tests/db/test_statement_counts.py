@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -381,13 +382,13 @@ def catalogues(server: EmbeddedPostgres, template: str) -> Iterator[dict[int, tu
     made = {}
     for number in (FEW, MANY):
         clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
-        database = Database(server.create_database(f"test_counts_{number}", template), clock=clock)
+        database = Database(server.create_database(f"test_counts_{os.getpid()}_{number}", template), clock=clock)
         made[number] = (database, make(database, number))
         clock.moment += timedelta(days=1)
     yield made
     for number, (database, _) in made.items():
         database.dispose()
-        server.drop_database(f"test_counts_{number}")
+        server.drop_database(f"test_counts_{os.getpid()}_{number}")
 
 
 def public(module: ModuleType) -> list[str]:
