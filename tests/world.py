@@ -163,6 +163,14 @@ class World:
                 state=state,
             )
 
+    def did_id(self, name: str) -> int:
+        with self.begin() as tx:
+            return tx.scalar("SELECT id FROM did WHERE name = %(name)s", name=name)
+
+    def storage_id(self, name: str) -> int:
+        with self.begin() as tx:
+            return tx.scalar("SELECT id FROM storage WHERE name = %(name)s", name=name)
+
     def path(self, storage: str, name: str) -> Path:
         return self.root / storage / did.derived_path(SCOPE, name)
 

@@ -210,7 +210,7 @@ def look(database: Database, daemons: dict[str, subprocess.Popen[bytes]], watch:
         watch.queue.append(tx.scalar("SELECT count(*) FROM request"))
 
 
-def rest(database: Database) -> float:
+def rest(database: Database, logs: Path) -> float:
     """Seconds until the daemons had nothing left to do; AssertionError saying what is left when that takes too long."""
     start = time.monotonic()
     while time.monotonic() - start < REST_S:
@@ -219,7 +219,9 @@ def rest(database: Database) -> float:
         if not any(left.values()):
             return time.monotonic() - start
         time.sleep(1)
-    raise AssertionError(f"not at rest {REST_S} s after the load: {left}")
+        print(f"# not at rest yet: { {name: rows for name, rows in left.items() if rows} }", file=sys.stderr)
+    last = "".join(f"\n{log.name}: {log.read_text()[-500:]}" for log in sorted(logs.glob("*.log")))
+    raise AssertionError(f"not at rest {REST_S} s after the load: {left}{last}")
 
 
 def unfinished(tx: Tx) -> dict[str, int]:
@@ -228,6 +230,7 @@ def unfinished(tx: Tx) -> dict[str, int]:
         """SELECT (SELECT count(*) FROM change) AS changes,
                   (SELECT count(*) FROM request WHERE state <> 'parked') AS requests,
                   (SELECT count(*) FROM lock WHERE fill_after IS NOT NULL) AS locks,
+                  (SELECT count(*) FROM parcel) AS parcels,
                   (SELECT count(*) FROM rule WHERE state = 'declared') AS declared,
                   (SELECT count(*) FROM rule WHERE state = 'letting_go') AS letting_go,
                   (SELECT count(*) FROM rule WHERE state = 'replicating') AS replicating,
@@ -235,6 +238,19 @@ def unfinished(tx: Tx) -> dict[str, int]:
                   (SELECT count(*) FROM replica WHERE state = 'unverified') AS unverified"""
     )
     return dict(row._mapping)
+
+
+def deadlock_reports(log: Path) -> list[str]:
+    """What the server wrote of each deadlock: who waited for whom, in which statements."""
+    reports: list[str] = []
+    is_inside = False
+    for line in log.read_text(errors="replace").splitlines():
+        if "deadlock detected" in line:
+            reports.append("")
+        is_inside = "deadlock detected" in line or (is_inside and ("DETAIL" in line or line.startswith("\t") or "CONTEXT" in line))
+        if is_inside:
+            reports[-1] += line + "\n"
+    return reports[:20]
 
 
 def deadlocks(database: Database) -> int:
@@ -256,12 +272,13 @@ def main(arguments: list[str]) -> int:
         try:
             migrate.upgrade(dsn)
             result = soak(dsn, root, options)
+            result["faults"] += deadlock_reports(server.log)
+            print(json.dumps(result, indent=2), flush=True)  # before hundreds of thousands of files are removed
+            if options.json:
+                options.json.write_text(json.dumps(result) + "\n")
         finally:
             server.stop()
             server.remove()
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result) + "\n")
     return 1 if result["faults"] else 0
 
 
@@ -283,7 +300,7 @@ def soak(dsn: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
                 time.sleep(SAMPLE_S)
                 look(database, daemons, watch)
             end(writers, stop)
-            rested_s = rest(database)
+            rested_s = rest(database, root)
         finally:
             end(writers, stop)
             stop_daemons(daemons)

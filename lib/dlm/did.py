@@ -10,6 +10,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from dlm.errors import InvalidInput
@@ -94,15 +95,22 @@ def check_paths(paths: Sequence[str], field: str = "paths") -> None:
 
 def derived_path(scope: str, name: str) -> str:
     """The path of a DID below a storage's prefix: `scope/h2/h2/encoded`; the same for ever, and no other DID's."""
-    return derived_paths(scope, (name,))[0]
+    check_name(name)
+    return _derive(scope, name, _start(scope))
 
 
 def derived_paths(scope: str, names: Sequence[str]) -> list[str]:
     """The derived path of each name, in order. InvalidInput when the scope or a name is not valid."""
-    check_scope(scope)
+    start = _start(scope)
     check_names(names)
-    start = hashlib.md5(f"{scope}:".encode("ascii"), usedforsecurity=False)
     return [_derive(scope, name, start) for name in names]
+
+
+@lru_cache(maxsize=256)
+def _start(scope: str) -> "hashlib._Hash":
+    """What has digested `scope:`; whoever goes on takes a copy. InvalidInput when it is no scope."""
+    check_scope(scope)
+    return hashlib.md5(f"{scope}:".encode("ascii"), usedforsecurity=False)
 
 
 def from_derived_path(path: str) -> tuple[str, str]:

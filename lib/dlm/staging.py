@@ -13,8 +13,9 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dlm import effects
 from dlm.errors import StorageError
@@ -24,9 +25,11 @@ from dlm.types import ErrorClass
 _ATTEMPT = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _NOTE = ".at"  # ends the name of a note
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_PUBLISH_TRIES = 5
+_TRIES = 5  # against others who remove the directories that we have just made
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 COMPARE_BYTES = 1 << 20
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -50,15 +53,7 @@ class Staged:
 
 def create(root: Root, path: str, attempt: str) -> Staged:
     """A new, empty temporary for `path`, opened for writing; directories are made. OSError, StorageError."""
-    for tries_left in reversed(range(_PUBLISH_TRIES)):
-        try:
-            return _create(root, path, attempt)
-        except FileNotFoundError:
-            # 1. we made the directory, 2. another copy that failed saw it empty and removed it: make it again.
-            root.forget()
-            if not tries_left:
-                raise
-    raise AssertionError("not reached")
+    return _while_directories_vanish(root, lambda: _create(root, path, attempt))
 
 
 def _create(root: Root, path: str, attempt: str) -> Staged:
@@ -90,17 +85,23 @@ def _create_anew(root: Root, parts: tuple[str, ...], name: str) -> int:
 def publish(root: Root, staged: Staged, *, replace: bool) -> bool:
     """Give the temporary its final name, atomically; False if something stands there and `replace` is not set."""
     effects.point("posix.rename:before")
-    for tries_left in reversed(range(_PUBLISH_TRIES)):
-        try:
-            published = _move(root, staged, replace)
-            break
-        except FileNotFoundError:
-            # 1. we made the directory, 2. a reaper saw it empty and removed it, 3. the link fails: make it again.
-            root.forget()
-            if not tries_left:
-                raise
+    published = _while_directories_vanish(root, lambda: _move(root, staged, replace))
     effects.point("posix.rename:after")
     return published
+
+
+def _while_directories_vanish(root: Root, act: Callable[[], Result]) -> Result:
+    """What `act` returns, tried again a few times where a directory that it made is not there.
+
+    1. We make the directory, 2. a reaper, or a copy that failed, sees it empty and removes it, 3. opening or linking
+    in it fails.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return act()
+        except FileNotFoundError:
+            root.forget()
+    return act()
 
 
 def _move(root: Root, staged: Staged, replace: bool) -> bool:

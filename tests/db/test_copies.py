@@ -11,7 +11,7 @@ import pytest
 
 from dlm import effects
 from dlm.clock import ManualClock
-from dlm.core import accounts, amending, placing, replicas, rules, storages, why
+from dlm.core import accounts, amending, consequences, placing, replicas, rules, storages, why
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
 from dlm.db.engine import Database
@@ -217,6 +217,40 @@ def test_many_files_are_trimmed_in_pieces_and_what_waits_holds_up_no_other(world
     empty(world)
 
 
+def test_files_placed_before_do_not_stand_for_those_that_wait_for_their_turn(world: World) -> None:
+    """Of two chunks the first has its second copies already, and all are there. The rule is not ok with those."""
+    world.judge.limits = Limits(chunk_files=6)
+    rule = world.declare("one", 1, "a|b", grouping="none")
+    world.settle()
+    ask(world, rule, 2)
+    with world.begin() as tx:
+        placing.judge_due(tx, world.judge.limits)
+    with world.begin() as tx:
+        consequences.fill_parcels(tx, world.judge.limits)
+    world.run(world.conveyor)
+    assert len(locks(world, rule)) == 9
+    ask(world, rule, 1)
+    ask(world, rule, 2)
+    settled(world)
+    assert world.state(rule) == "ok" and len(locks(world, rule)) == 12
+
+
+def test_a_rule_that_found_no_room_for_its_last_files_is_not_ok_with_its_first(world: World) -> None:
+    world.put("origin", {f"e{number}": b"%04d" % number for number in range(6)}, "even")
+    world.settle()
+    with world.begin() as tx:
+        storages.update_storage(tx, "a", {"capacity_bytes": 12, "min_free_bytes": 0})
+    world.judge.limits = Limits(chunk_files=3)
+    rule = world.declare("even", 1, "a", grouping="none")
+    for _ in range(5):
+        world.later(60)
+        assert world.state(rule) == "impossible" and world.count("a") == 3
+    with world.begin() as tx:
+        storages.update_storage(tx, "a", {"capacity_bytes": 24, "min_free_bytes": 0})
+    world.later(60)
+    assert world.state(rule) == "ok" and world.count("a") == 6
+
+
 def test_what_cannot_be_asked_is_refused_and_nothing_is_changed(world: World) -> None:
     rule = world.declare("one", 2, "type=disk")
     other = world.declare("one", 1, "type=disk")
@@ -239,6 +273,25 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_changed(world: World) ->
     world.cancel(rule)
     with pytest.raises(Conflict, match="has ended"):
         ask(world, rule, 3)
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_of_all_that_match_no_more_can_be_kept_than_match(world: World, grouping: str) -> None:
+    """What it holds it may keep, though, of a storage that no longer matches, too."""
+    with world.begin() as tx:
+        storages.set_attributes(tx, "c", {"tier": "1"})
+    rule = world.declare("one", None, "a|b|tier=1", grouping=grouping)
+    world.settle()
+    with pytest.raises(CannotPlace, match="4 copies asked, 3 storages match"):
+        ask(world, rule, 4)
+    with world.begin() as tx:
+        storages.set_attributes(tx, "c", {"tier": "2"})
+    ask(world, rule, 3)
+    settled(world)
+    assert world.state(rule) == "ok" and [world.count(name) for name in PLACES] == [6, 6, 6]
+    with world.begin() as tx:
+        changed = next(event for event in rules.history(tx, rule)[0] if event["action"] == "changed")
+    assert (changed["before"], changed["after"]) == ({"copies": None, "state": "ok"}, {"copies": 3, "state": "declared"})
 
 
 def test_a_suspended_rule_gives_up_nothing_until_it_is_resumed(world: World) -> None:

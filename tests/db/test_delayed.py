@@ -144,12 +144,17 @@ def test_a_lifetime_counts_from_the_start_and_the_end_comes_after_it(world: Worl
         ({"delay_s": 1, "starts_at": datetime(2027, 1, 1, tzinfo=UTC)}, "delay_s"),
         ({"starts_at": datetime(2025, 1, 1, tzinfo=UTC)}, "starts_at"),
         ({"starts_at": datetime(2027, 1, 1)}, "starts_at"),
+        ({"starts_at": datetime(9999, 12, 1, tzinfo=UTC), "lifetime_s": 90 * DAY}, "starts_at"),
     ],
 )
 def test_starts_that_mean_nothing_are_refused(world: World, more: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         world.declare("one", 1, "a", **more)
     assert refused.value.field == field
+    rule = world.declare("one", 1, "a", delay_s=HOUR)
+    with pytest.raises(InvalidInput) as again:
+        change(world, rule, **more)
+    assert again.value.field == field
 
 
 def test_its_start_can_be_changed_until_it_begins(world: World) -> None:

@@ -179,16 +179,40 @@ def test_a_move_of_what_was_moved_and_cancelled_does_not_reach_further_back(worl
     assert there(world) == {"a": 6, "c": 6}
 
 
-def test_a_rule_that_is_locked_on_the_way_stays(world: World) -> None:
+def test_a_rule_whose_successor_was_moved_on_can_be_moved_again_when_that_ends(world: World) -> None:
+    """A is locked: it stays though C is ok. B has ended; what A moves to is C, and when C is cancelled nothing."""
+    first = world.declare("one", 1, "a")
+    world.settle()
+    second = move(world, first, "b")
+    (world.root / "b").rename(world.root / "b.away")
+    third = move(world, second, "c")
+    with world.begin() as tx:
+        amending.update(tx, first, {"locked": True})
+    world.settle()
+    assert [world.state(rule) for rule in (first, second, third)] == ["ok", "gone", "ok"]
+    assert [world.rule(rule)["moves_to"] for rule in (first, second)] == [third, third]
+    world.cancel(third)
+    assert [world.rule(rule)["moves_to"] for rule in (first, second)] == [None, third]
+    with world.begin() as tx:
+        amending.update(tx, first, {"locked": False})
+    fourth = move(world, first, "c")
+    (world.root / "b.away").rename(world.root / "b")
+    empty(world)
+    assert [world.state(rule) for rule in (first, fourth)] == ["gone", "ok"] and there(world) == {"c": 6}
+
+
+@pytest.mark.parametrize("switch", ["locked", "suspended"])
+def test_a_rule_that_is_locked_or_suspended_on_the_way_stays(world: World, switch: str) -> None:
     old = world.declare("one", 1, "a")
     world.settle()
     new = move(world, old, "b")
     with world.begin() as tx:
-        amending.update(tx, old, {"locked": True})
+        amending.update(tx, old, {switch: True})
     world.settle()
-    assert (world.state(old), world.state(new)) == ("ok", "ok")
+    assert (world.state(old), world.state(new)) == ("suspended" if switch == "suspended" else "ok", "ok")
+    assert world.judge.run_once().next_due_s != 0
     with world.begin() as tx:
-        amending.update(tx, old, {"locked": False})
+        amending.update(tx, old, {switch: False})
     empty(world)
     assert there(world) == {"b": 6}
 
@@ -226,6 +250,10 @@ def test_moves_that_mean_nothing_or_cannot_be_are_refused_and_nothing_is_changed
         amending.update(tx, new, {"locked": True})
     with pytest.raises(Conflict, match="is locked"):
         move(world, new, "a")
+    with world.begin() as tx:
+        amending.update(tx, new, {"locked": False, "suspended": True})
+    with pytest.raises(Conflict, match="is suspended"):
+        move(world, new, "a")
     world.cancel(other)
     with pytest.raises(Conflict, match="has ended"):
         move(world, other, "a")
@@ -242,6 +270,8 @@ def test_a_retry_with_the_same_key_finds_the_first_move_even_when_it_is_over(wor
     assert move(world, old, "b", "k1") == new and world.state(old) == "gone"
     with pytest.raises(Conflict, match="used for another"):
         move(world, old, "c", "k1")
+    with pytest.raises(Conflict, match="used for another"):
+        move(world, old, "b", "k1", copies=None)
 
 
 def test_many_moves_end_in_pieces(world: World) -> None:

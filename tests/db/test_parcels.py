@@ -10,11 +10,12 @@ import pytest
 from catalogue import Beside
 from dlm import effects
 from dlm.clock import ManualClock
-from dlm.core import consequences, rules
+from dlm.core import consequences, folding, rules
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
+from dlm.daemons.loop import Pass
 from dlm.db.engine import Database
-from gates import Gate, emptied, racing_world, settled
+from gates import Gate, blocked, emptied, racing_world, settled
 from world import DAY, World
 
 FILLED = "judge.fill-parcels:before-commit"
@@ -34,7 +35,7 @@ def other(world: World) -> Judge:
 
 def place(world: World) -> None:
     """The locks of the rules that are due, and no replica for them yet."""
-    world.judge._place(world.judge.run_once(dry_run=True), False)
+    world.judge._place(Pass(), False)
 
 
 def fill(world: World, limits: Limits | None = None) -> int:
@@ -181,3 +182,61 @@ def test_files_that_join_while_a_parcel_waits_are_filled_by_themselves(world: Wo
     world.many("origin", 2, prefix="late")
     settled(world)
     assert world.state(rule) == "ok" and world.count("a") + world.count("b") == 6
+
+
+def test_a_rule_is_ok_at_once_when_its_copies_came_before_its_parcel_was_filled(world: World) -> None:
+    """1. two rules are placed, and nothing is there; 2. the first is filled, and its copies arrive, while the second's
+    parcel waits; 3. that is filled: nothing has to come that would wake its rule."""
+    world.many("origin", 4)
+    world.settle()
+    made = [world.declare("ds", copies, "a", grouping="none") for copies in (1, None)]
+    place(world)
+    limits = Limits(chunk_files=4)
+    assert fill(world, limits) == 4
+    world.run(world.conveyor)
+    with world.begin("fold") as tx:
+        folding.fold(tx, 100, DAY)
+    with world.begin() as tx:
+        assert tx.scalar("SELECT count(*) FROM parcel WHERE NOT has_copies") == 1
+    assert fill(world, limits) == 0
+    place(world)
+    assert [world.state(rule) for rule in made] == ["ok", "ok"]
+    settled(world)
+
+
+def test_a_rule_is_ok_at_once_when_the_rest_of_its_files_left_before_their_parcel_was_filled(world: World) -> None:
+    world.many("origin", 4)
+    world.settle()
+    rule = world.declare("ds", 1, "a", grouping="none")
+    world.judge.limits = Limits(chunk_files=2)
+    place(world)
+    place(world)
+    assert fill(world) == 2
+    world.run(world.conveyor)
+    world.detach("ds", "f2", "f3")
+    with world.begin("fold") as tx:
+        folding.fold(tx, 100, DAY)
+    place(world)
+    assert fill(world) == 0
+    place(world)
+    assert world.state(rule) == "ok"
+    emptied(world)
+
+
+def test_a_file_that_gets_a_copy_while_it_is_placed_is_not_left_out(world: World) -> None:
+    """1. a judge has seen where the files stand, and planned for each kind of them; 2. a copy of one comes, so that it is
+    of a kind for which nothing was planned; 3. the judge writes the locks."""
+    names = world.many("origin", 6)
+    world.settle()
+    rule = world.declare("ds", 1, "a", grouping="none")
+    with world.begin("holder") as tx:
+        tx.run("LOCK TABLE lock IN SHARE MODE")  # reading what is locked goes on
+        placing = blocked(world, lambda: world.judge._place(Pass(), False))
+        world.put("a", {names[0]: world.path("origin", names[0]).read_bytes()}, verified=True)
+    assert placing.finish() == []
+    settled(world)
+    assert world.state(rule) == "ok"
+    with world.begin() as tx:
+        assert tx.scalar("SELECT count(*) FROM lock") == 6
+
+

@@ -11,10 +11,12 @@ import pytest
 from catalogue import Beside
 from dlm import effects
 from dlm.clock import ManualClock
-from dlm.core import amending, consequences, folding
+from dlm.core import amending, consequences, folding, rules
+from dlm.core.ledger import Ledger
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
-from dlm.db import changes
+from dlm.db import changes, usage
+from dlm.db import rules as db_rules
 from dlm.db.engine import Database
 from dlm.types import ChangeKind
 from gates import PATIENCE_S, Gate, blocked, racing_world, settled, turn
@@ -49,6 +51,25 @@ def test_two_judges_judge_each_rule_once(world: World, other: Judge) -> None:
     with world.begin() as tx:
         rows = tx.rows("SELECT count(*) AS n FROM event WHERE object = 'rule' AND action = 'placed' GROUP BY object_id")
     assert [row.n for row in rows] == [1] * 6
+
+
+@pytest.mark.parametrize("delay_s", [0, DAY])
+def test_a_rule_that_is_declared_while_its_did_ends_ends_with_it(world: World, delay_s: float) -> None:
+    """1. a declaration has found its dataset; 2. that expires, and a judge ends the rules that it sees; 3. the rule is made."""
+    world.many("origin", 3)
+    with world.begin() as tx:
+        tx.run("UPDATE did SET expires_at = %(now)s WHERE name = 'ds'")
+    with world.begin() as holder:
+        db_rules.ensure_expressions(holder, {"a": []})
+        declaring = blocked(world, lambda: world.declare("ds", 1, "a", delay_s=delay_s))
+        world.run(world.judge)
+    assert not declaring.finish()
+    settled(world)
+    world.later(delay_s)
+    with world.begin() as tx:
+        (rule,) = rules.list_rules(tx, state="gone")[0]
+    assert rule["reason"] == "its DID ended" and world.count("a") == 0
+    settled(world)
 
 
 def test_two_judges_that_fill_locks_of_one_dataset_do_not_wait_for_each_other(world: World, other: Judge) -> None:
@@ -200,5 +221,47 @@ def test_a_rule_found_ok_while_files_join_it_waits_for_them(world: World, other:
     gate.open(first, second)
     assert world.state(rule) == "replicating"
     world.check()
+    settled(world)
+    assert world.state(rule) == "ok"
+
+
+# --- one order of locks ------------------------------------------------------------------------------------------
+
+
+def test_space_is_held_in_the_order_of_storages_wherever_it_was_placed(world: World) -> None:
+    """1. We place at b; 2. a conveyor counts what arrived at a; 3. we write what we gave back at a, and wait; 4. it goes
+    on to b."""
+    a, b = (world.storage_id(name) for name in "ab")
+    ledger = Ledger()
+    ledger.place(world.actor.account_id, b, 0, 0, 0)
+    ledger.storages.add(a, used_bytes=1)
+
+    def close() -> None:
+        with world.begin() as tx:
+            ledger.close(tx)
+
+    with world.begin() as tx:
+        usage.hold_storages(tx, [a])
+        closing = blocked(world, close)
+        usage.hold_storages(tx, [b])
+    assert closing.finish() == []
+
+
+def test_a_fold_that_lets_go_and_fills_locks_replicas_in_the_order_of_their_keys(world: World) -> None:
+    """1. Who deletes f0 and f1 writes down the first; 2. we let go of f1; 3. we make f0 anew, and wait; 4. f1 is next there."""
+    world.many("origin", 2)
+    rule = world.declare("ds", 1, "a")
+    settled(world)
+    first, second = (world.did_id(name) for name in ("f0", "f1"))
+    a = world.storage_id("a")
+    world.detach("ds", "f1")
+    with world.begin() as tx:
+        changes.add(tx, ChangeKind.GONE, storage_id=a, file_ids=[first])
+    with world.begin() as tx:
+        hold = "UPDATE replica SET fence = fence WHERE did_id = %(did)s AND storage_id = %(a)s"
+        tx.run(hold, did=first, a=a)
+        folding_ = blocked(world, world.judge.run_once)
+        tx.run(hold, did=second, a=a)
+    assert folding_.finish() == []
     settled(world)
     assert world.state(rule) == "ok"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -206,6 +207,7 @@ CALLS: dict[str, Call] = {
     "rules.find_standing": lambda tx, r: rules.find_standing(tx, *new_rules(r)[0].wish),
     "rules.with_keys": lambda tx, r: rules.with_keys(tx, r.files, [f"k{id_}" for id_ in r.files]),
     "rules.get": lambda tx, r: rules.get(tx, r.rule_uuid),
+    "rules.get_by_uuids": lambda tx, r: rules.get_by_uuids(tx, [r.rule_uuid]),
     "rules.get_many": lambda tx, r: rules.get_many(tx, r.rules),
     "rules.list_page": lambda tx, r: rules.list_page(tx, limit=r.number),
     "rules.progress": lambda tx, r: rules.progress(tx, r.of_dataset),
@@ -258,6 +260,7 @@ CALLS: dict[str, Call] = {
     "judging.locks_on": lambda tx, r: judging.locks_on(tx, r.files),
     "judging.outlook": lambda tx, r: judging.outlook(tx, r.of_dataset),
     "filling.fill": lambda tx, r: filling.fill(tx, filling.LOCKS, delta(r), **r.lanes),
+    "filling.count_lacking": lambda tx, r: filling.count_lacking(tx, r.dataset, 0, filling.LAST, [2, 3]),
     "filling.fill_alike": lambda tx, r: filling.fill_alike(
         tx, PAIRS, delta(r), priority=3, activity="default", **r.columns
     ),
@@ -274,6 +277,10 @@ CALLS: dict[str, Call] = {
     "filling.recount": lambda tx, r: filling.recount(tx, **r.columns, rules=r.rules),
     "letting_go.let_go": lambda tx, r: letting_go.let_go(
         tx, letting_go.PAIRS, delta(r), undo_window_s=1, **{**r.columns, "storages": many(r.origin, r)}
+    ),
+    "letting_go.hold_requests": lambda tx, r: letting_go.hold_requests(tx, letting_go.PAIRS, **r.columns),
+    "letting_go.let_go_held": lambda tx, r: letting_go.let_go_held(
+        tx, letting_go.PAIRS, [], delta(r), undo_window_s=1, **r.columns
     ),
     "letting_go.bury": lambda tx, r: letting_go.bury(tx, r.pairs, undo_window_s=1),
     "letting_go.release": lambda tx, r: letting_go.release(tx, keys=r.keys),
@@ -395,13 +402,13 @@ def catalogues(server: EmbeddedPostgres, template: str) -> Iterator[dict[int, tu
     made = {}
     for number in (FEW, MANY):
         clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
-        database = Database(server.create_database(f"test_counts_{number}", template), clock=clock)
+        database = Database(server.create_database(f"test_counts_{os.getpid()}_{number}", template), clock=clock)
         made[number] = (database, make(database, number))
         clock.moment += timedelta(days=1)
     yield made
     for number, (database, _) in made.items():
         database.dispose()
-        server.drop_database(f"test_counts_{number}")
+        server.drop_database(f"test_counts_{os.getpid()}_{number}")
 
 
 def public(module: ModuleType) -> list[str]:

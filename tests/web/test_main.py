@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,10 +79,8 @@ def test_it_serves_and_ends_at_sigterm_with_status_0(dsn: str, tmp_path: Path) -
 def test_a_body_of_50_mb_gets_413_over_the_wire(dsn: str, tmp_path: Path) -> None:
     headers = token(dsn)
     with running(dsn, tmp_path) as (_, port):
-        began = time.monotonic()
         status, wrong = ask(port, "POST", "/accounts", b"x" * 50_000_000, headers)
         assert (status, wrong["type"]) == (413, "/problems/too-large")
-        assert time.monotonic() - began < 10
 
 
 def test_it_answers_503_while_the_database_is_away_and_does_not_end(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ from urllib.parse import quote
 import pytest
 from flask import Flask
 
+from dlm.core import declaring, rules
 from dlm.core.conveyor import request_uuid
 from dlm.db.engine import Database
+from dlm.types import Identity
 from web.conftest import Caller
 
 DIGEST = "0badcafe"
+MOMENTS = ("created_at", "state_since", "starts_at", "expires_at", "next_judge_at")
 
 
 @pytest.fixture
@@ -194,6 +197,25 @@ def test_what_is_wrong_with_a_stream_shows_in_its_status(user: Caller, storages:
 
 def wish(**changes: Any) -> dict[str, Any]:
     return {"did": "ska:set", "copies": 2, "storages": "type=disk", "spread": "site", **changes}
+
+
+def test_rules_declared_together_are_each_told_under_their_own_request(
+    user: Caller, dataset: str, database: Database
+) -> None:
+    asked = [
+        declaring.Asked(rules.Declaration(dataset, copies, "country=AU|country=CH"), f"request-{copies}")
+        for copies in (1, 2)
+    ]
+    with database.begin("test.account") as tx:
+        row = tx.one("SELECT a.id, a.name FROM account a JOIN scope s ON s.account_id = a.id WHERE s.name = 'ska'")
+    assert row is not None
+    with database.begin("test.declare", Identity(row.id, row.name, frozenset({"user"}), "request-1")) as tx:
+        shown = declaring.declare_each(tx, asked)
+    assert [rule["copies"] for rule in shown] == [1, 2]
+    assert shown[0] == {**user.get(f"/rules/{shown[0]['id']}"), **{k: shown[0][k] for k in MOMENTS}}
+    with database.begin("test.events") as tx:
+        told = tx.rows("SELECT request_id FROM event WHERE object = 'rule' AND action = 'declared' ORDER BY id")
+    assert [row.request_id for row in told] == ["request-1", "request-2"]
 
 
 def test_a_rule_is_declared_shown_changed_and_cancelled(user: Caller, dataset: str) -> None:

@@ -11,8 +11,8 @@ from figures.measuring import Figure
 
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "cost-against-size.svg"
 PREFIX = "curve "
-WIDTH, HEIGHT = 760, 440
-LEFT, RIGHT, TOP, BOTTOM = 70, 150, 56, 56
+WIDTH, HEIGHT = 790, 440
+LEFT, RIGHT, TOP, BOTTOM = 70, 180, 56, 56
 LABEL_PX = 17  # between two labels at the right
 COLOURS = (
     ("#0b6bcb", "#6cb6ff"),

@@ -47,6 +47,14 @@ def ensure_account(tx: Tx, name: str, kind: str = "person", roles: Sequence[str]
     return accounts.get(tx, name) or add_account(tx, name, kind, roles=roles)
 
 
+def id_of(tx: Tx, name: str) -> int:
+    """The account's id; NotFound. The caller's own is known from its token; else one statement."""
+    if tx.actor.account_id is not None and name == tx.actor.account:
+        return tx.actor.account_id
+    found: int = get_account(tx, name).id
+    return found
+
+
 def get_account(tx: Tx, name: str, field: str = "account") -> Row[Any]:
     """The account, closed or not."""
     row = accounts.get(tx, name)

@@ -41,11 +41,14 @@ def update(tx: Tx, uuid: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
         return rules.get(tx, uuid)
     if values.get("is_suspended") is False and row.is_suspended:
         values["state"] = RuleState.DECLARED.value
+        if row.grouping == Grouping.NONE:
+            values["place_after"] = 0  # nobody told it of what joined meanwhile, or of other storages
     rows.change(tx, row.id, values)
     if "priority" in values:
         rows.raise_requests(tx, row.id)
-    before = {name: getattr(row, name) for name in values if hasattr(row, name)}
-    events.record(tx, "rule", row.id, "changed", before=_plain(before), after=_plain(values))
+    told = values.keys() - {"surplus_after", "place_after"}  # cursors of the judge's say nothing to people
+    before, after = ({name: of[name] for name in values if name in told} for of in (row._mapping, values))
+    events.record(tx, "rule", row.id, "changed", before=_plain(before), after=_plain(after))
     changes.wake(tx, "judge")
     return rules.get(tx, uuid)
 
@@ -71,6 +74,7 @@ def _new_values(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, A
 
 def _new_times(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that another start, end or lifetime sets. What has begun cannot begin again."""
+    rules.check_times(tx, wanted.get("starts_at"), wanted.get("delay_s"), wanted.get("expires_at"))
     values: dict[str, Any] = {}
     start = row.starts_at if rules.waits(tx, row) else None
     if "starts_at" in wanted or "delay_s" in wanted:
@@ -83,7 +87,6 @@ def _new_times(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, An
     if "lifetime_s" in wanted:
         lifetime = wanted["lifetime_s"]
         values["expires_at"] = None if lifetime is None else (start or tx.now) + timedelta(seconds=lifetime)
-    rules.check_times(tx, wanted.get("starts_at"), wanted.get("delay_s"), wanted.get("expires_at"))
     if values and start is not None:
         rules.check_times(tx, start, None, values.get("expires_at", row.expires_at))
     return values
@@ -95,12 +98,12 @@ def _new_copies(tx: Tx, row: Row[Any], copies: int | None) -> dict[str, Any]:
     if standing is not None:
         way = f"look at it: dlm-admin rule show {standing.uuid}"
         raise Conflict(f"rule {standing.uuid} asks for this already", field="copies", hint=way, rule=standing.uuid)
-    if row.copies is None or copies is not None and copies < row.copies:
+    if row.copies is not None and copies is not None and copies < row.copies:
         return {"copies": copies, "surplus_after": 0}
     _check_more(tx, row, copies)
     values: dict[str, Any] = {"copies": copies}
-    if copies is None:
-        values["surplus_after"] = None
+    if row.copies is None or copies is None:  # all that match may be more than N, or fewer
+        values["surplus_after"] = None if copies is None else 0
     if row.grouping == Grouping.NONE:
         values["place_after"] = 0
     if row.state == RuleState.OK:
@@ -109,14 +112,16 @@ def _new_copies(tx: Tx, row: Row[Any], copies: int | None) -> dict[str, Any]:
 
 
 def _check_more(tx: Tx, row: Row[Any], copies: int | None) -> None:
-    """Refuse more copies than match, or than the account's limit leaves room for besides those it holds."""
+    """Refuse more copies than match, or than the account's limit leaves room for; what of `*` is held already may be kept."""
+    held = {lock.storage_id for lock in rows.locked_storages(tx, row.id)}
+    if row.copies is None and copies is not None and copies <= len(held):
+        return
     wish = rules.Declaration(did="", copies=copies, storages=row.storages, spread=row.spread)
     snapshot = expression.Snapshot(storages.snapshot(tx))
     parsed = expression.parse(row.storages)
     ids = expression.evaluate(parsed, snapshot)
     rules.check_matches(wish, parsed, ids, snapshot)
     left = {storage: size for (_, storage), size in judging.quota_left(tx, [row.account_id]).items()}
-    held = {lock.storage_id for lock in rows.locked_storages(tx, row.id)}
     roomy = [id_ for id_ in ids - held if left.get(id_) is None or left[id_] >= max(1, row.size_bytes)]
     wanted = len(ids | held) if copies is None else copies
     if len(held) + len(roomy) < wanted:

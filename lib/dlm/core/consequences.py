@@ -23,7 +23,8 @@ PARCELS = 1000
 
 def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
     """Fill small locks together; (replicas made, whether more wait); at most twelve statements."""
-    claimed = filling.claim_small(tx, SMALL_FILES, min(SMALL_LOCKS, limits.chunk_files))
+    at_most = min(SMALL_LOCKS, limits.chunk_files)
+    claimed = filling.claim_small(tx, SMALL_FILES, at_most)
     locks = _within(claimed, limits.chunk_files)
     if not locks:
         return 0, False
@@ -43,32 +44,28 @@ def fill_small(tx: Tx, limits: Limits) -> tuple[int, bool]:
         delta.add(lock.storage_id, reserved_bytes=-lock.promised_bytes)
     _finish(tx, locks, delta)
     _wake_conveyor(tx, filled)
-    return filled.files, len(locks) < len(claimed) or len(claimed) == SMALL_LOCKS
+    return filled.files, len(locks) < len(claimed) or len(claimed) == at_most
 
 
 def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
-    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most fourteen statements."""
+    """Fill the next chunk of one large dataset's locks; (replicas made, whether more wait); at most sixteen statements."""
     locks = filling.claim_large(tx, SMALL_FILES)
     if not locks:
         return 0, False
-    is_there = not any(lock.promised_bytes for lock in locks)
-    limit = limits.chunk_files * (LOOKS_PER_WRITE if is_there else 1)
-    upto = filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, max(1, limit // _storages(locks)))
+    upto, wish = _next_chunk(tx, locks, limits.chunk_files)
     if upto is None:
         rules.hold(tx, {lock.rule_id for lock in locks})
     delta = usage.StorageDelta()
     lanes = {lock.storage_id: lock for lock in sorted(locks, key=lambda lock: lock.priority)}
-    filled = filling.fill(
-        tx,
-        filling.CHUNK_LACKING if is_there else filling.CHUNK,
-        delta,
-        did_id=locks[0].did_id,
-        after=locks[0].fill_after,
-        upto=filling.LAST if upto is None else upto,
-        storages=list(lanes),
-        priorities=[lock.priority for lock in lanes.values()],
-        activities=[lock.activity for lock in lanes.values()],
-    )
+    chunk: dict[str, Any] = {
+        "did_id": locks[0].did_id,
+        "after": locks[0].fill_after,
+        "upto": filling.LAST if upto is None else upto,
+        "storages": list(lanes),
+        "priorities": [lock.priority for lock in lanes.values()],
+        "activities": [lock.activity for lock in lanes.values()],
+    }
+    filled = filling.fill(tx, wish, delta, **chunk) if wish else filling.Filled({}, 0, was_empty=False)
     promised = _keep_promises(locks, filled, delta, is_last=upto is None)
     filling.mark_filled(tx, locks, promised, upto, was_empty=filled.was_empty and locks[0].fill_after == 0)
     if upto is None:
@@ -79,15 +76,51 @@ def fill_large(tx: Tx, limits: Limits) -> tuple[int, bool]:
     return filled.files, True
 
 
+def _next_chunk(tx: Tx, locks: Sequence[Row[Any]], limit: int) -> tuple[int | None, str | None]:
+    """The id of the last file of the next chunk (None: of the dataset), and the wish for what it lacks (None: nothing).
+
+    Where the planner saw everything there, the chunk is as long as can be looked at, unless it lacks more than can be
+    written: files that are empty promise nothing, and what is coming is not there.
+    """
+    if not any(lock.promised_bytes for lock in locks):
+        upto = _chunk_end(tx, locks, limit * LOOKS_PER_WRITE)
+        storages = sorted({lock.storage_id for lock in locks})
+        lacking = filling.count_lacking(tx, locks[0].did_id, locks[0].fill_after, upto or filling.LAST, storages)
+        if lacking <= limit:
+            return upto, filling.CHUNK_LACKING if lacking else None
+    return _chunk_end(tx, locks, limit), filling.CHUNK
+
+
+def _chunk_end(tx: Tx, locks: Sequence[Row[Any]], limit: int) -> int | None:
+    """The id of the last file of a chunk of `limit` replicas at the locks' storages, or None when fewer are left."""
+    at_once = max(1, limit // _storages(locks))
+    if not locks[0].fill_after and locks[0].files_now <= at_once:
+        return None
+    return filling.chunk_end(tx, locks[0].did_id, locks[0].fill_after, at_once)
+
+
 def fill_parcels(tx: Tx, limits: Limits) -> tuple[int, bool]:
-    """Fill a chunk of the locks in parcels; (replicas made, whether more wait); at most eleven statements."""
+    """Fill a chunk of the locks in parcels; (replicas made, whether more wait); at most eighteen statements."""
     taken = _claim_parcels(tx, limits)
     if not taken:
         return 0, False
-    there = [parcel for parcel in taken if parcel.has_copies]
-    if there:
-        parcels.count(tx, there)
-        rules.hold(tx, {parcel.rule_id for parcel in there})  # before replicas: so does whoever folds
+    is_there = any(parcel.has_copies for parcel in taken)
+    savepoint = tx.connection.begin_nested()
+    filled = _fill_parcels(tx, taken, is_there=is_there)
+    if is_there or filled.files == sum(parcel.files for parcel in taken):
+        savepoint.commit()
+    else:  # copies came, or files left, since they were placed
+        savepoint.rollback()
+        filled = _fill_parcels(tx, taken, is_there=True)
+    _wake_conveyor(tx, filled)
+    return filled.files, True
+
+
+def _fill_parcels(tx: Tx, taken: Sequence[Row[Any]], *, is_there: bool) -> filling.Filled:
+    """Unless any of it `is_there`, all has to come, and wakes the rules when it comes: they are neither counted nor held."""
+    if is_there:
+        parcels.count(tx, taken)
+        rules.hold(tx, {parcel.rule_id for parcel in taken})  # before replicas: so does whoever folds
     delta = usage.StorageDelta()
     filled = filling.fill_alike(
         tx, parcels.WISH, delta, priority=taken[0].priority, activity=taken[0].activity, **parcels.columns(taken)
@@ -96,11 +129,10 @@ def fill_parcels(tx: Tx, limits: Limits) -> tuple[int, bool]:
         for storage_id, promised in zip(parcel.storage_ids, parcel.promised_bytes, strict=True):
             delta.add(storage_id, reserved_bytes=-promised)
     parcels.remove(tx, taken)
-    if there:  # what has to come wakes the rule when it comes
-        judging.wake_complete(tx, sorted({parcel.rule_id for parcel in there}))
+    if is_there:
+        judging.wake_complete(tx, sorted({parcel.rule_id for parcel in taken}))
     usage.change_storages(tx, delta)
-    _wake_conveyor(tx, filled)
-    return filled.files, True
+    return filled
 
 
 def _claim_parcels(tx: Tx, limits: Limits) -> Sequence[Row[Any]]:
@@ -142,7 +174,8 @@ def _keep_promises(
 
 def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:
     """Let go what small released locks held; (replicas let go, whether more wait); at most ten statements."""
-    claimed = letting_go.claim_small(tx, SMALL_FILES, min(SMALL_LOCKS, limits.chunk_files))
+    at_most = min(SMALL_LOCKS, limits.chunk_files)
+    claimed = letting_go.claim_small(tx, SMALL_FILES, at_most)
     locks = _within(claimed, limits.chunk_files)
     if not locks:
         return 0, False
@@ -157,7 +190,7 @@ def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, boo
     )
     letting_go.remove(tx, locks)
     usage.change_storages(tx, delta)
-    return count, len(locks) < len(claimed) or len(claimed) == SMALL_LOCKS
+    return count, len(locks) < len(claimed) or len(claimed) == at_most
 
 
 def let_go_large(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Row
 from dlm.core import expression, judge, placing
 from dlm.core.ledger import Ledger, Replan
 from dlm.core.view import World
-from dlm.db import changes, dids, events, filling, judging, letting_go, requests, rules, storages
+from dlm.db import changes, dids, events, filling, judging, letting_go, replicas, requests, rules, storages
 from dlm.db.engine import Tx
 from dlm.types import ChangeKind, DidKind
 
@@ -66,8 +66,7 @@ def fold(tx: Tx, limit: int, undo_window_s: float) -> tuple[int, bool]:
     others = _other_rules(tx, facts)
     rules.hold(tx, {*resized, *complete, *troubled, *others.above, *others.ended, *others.matching, *others.none})
     _wake(tx, facts, others, complete, troubled, ledger)
-    _let_files_go(tx, facts, ledger, undo_window_s)
-    is_coming = _fill(tx, facts, ledger)
+    is_coming = _let_go_and_fill(tx, facts, ledger, undo_window_s)
     if is_coming:
         _set_replicating(tx, resized)
     elif resized:
@@ -112,6 +111,7 @@ class OtherRules:
     above: Sequence[int] = ()  # on containers that gained or lost something, or above them
     ended: Sequence[int] = ()  # on DIDs that ended
     matching: Sequence[int] = ()  # whose expression matches other storages now, or which miss a placement
+    all_matching: Sequence[int] = ()  # of those the ones that want a copy on every storage that matches
     none: Sequence[int] = ()  # of grouping none, on collections that gained files
 
 
@@ -123,30 +123,31 @@ def _other_rules(tx: Tx, facts: Facts) -> OtherRules:
     if facts.ended:
         found.ended = [row.id for row in rules.on_dids(tx, facts.ended)]
     if facts.has_storages:
-        found.matching = _evaluate_expressions(tx)
+        concerned = _evaluate_expressions(tx)
+        found.matching = sorted({*(row.id for row in concerned), *rules.impossible(tx)})
+        found.all_matching = [row.id for row in concerned if row.copies is None]
     if facts.came:
         found.none = judging.none_rules_above(tx, facts.came)
     return found
 
 
-def _evaluate_expressions(tx: Tx) -> list[int]:
-    """Evaluate each distinct expression once; the rules whose set changed, and those that missed a placement."""
+def _evaluate_expressions(tx: Tx) -> Sequence[Row[Any]]:
+    """Evaluate each distinct expression once; the rules whose set changed."""
     snapshot = expression.Snapshot(storages.snapshot(tx))
     changed = {}
     for row in rules.expressions(tx):
         matches = sorted(expression.evaluate(expression.parse(row.canonical), snapshot))
         if matches != list(row.storage_ids):
             changed[row.id] = matches
-    concerned = rules.set_matches(tx, changed) if changed else []
-    return sorted({*concerned, *rules.impossible(tx)})
+    return rules.set_matches(tx, changed) if changed else []
 
 
 def _wake(
     tx: Tx, facts: Facts, others: OtherRules, complete: Sequence[int], troubled: Iterable[int], ledger: Ledger
 ) -> None:
     """Have rules judged, begin the end of others, and release what is no longer below a container. All are held."""
-    if others.above:
-        rules.place_again(tx, others.above)
+    if anew := sorted({*others.above, *others.all_matching}):
+        rules.place_again(tx, anew)
     if others.above and facts.lessened:
         _release_strayed(tx, judging.strayed_locks(tx, rule_ids=others.above), facts.lessened, ledger)
     if others.ended:
@@ -177,35 +178,51 @@ def _set_replicating(tx: Tx, rule_ids: set[int]) -> None:
 # --- replicas --------------------------------------------------------------------------------------------------
 
 
-def _let_files_go(tx: Tx, facts: Facts, ledger: Ledger, undo_window_s: float) -> None:
-    """Let go of what left datasets, and of what came back from deletion to nobody."""
-    if facts.left:
-        files_of: dict[int, set[int]] = defaultdict(set)
-        for change in facts.left:
-            files_of[change.did_id].update(change.file_ids)
-        strayed = judging.strayed_locks(tx, file_ids=sorted(set().union(*files_of.values())))
-        _release_strayed(tx, strayed, facts.left, ledger)
-        # Locks that are being let go just now hold files of the dataset, too, that may have left before their turn.
-        locks = judging.locks_on(tx, sorted(files_of))
-        pairs = sorted({(file, lock.storage_id) for lock in locks for file in files_of[lock.did_id]})
-        letting_go.let_go(
-            tx,
-            letting_go.PAIRS,
-            ledger.storages,
-            undo_window_s=undo_window_s,
-            dids=[pair[0] for pair in pairs],
-            storages=[pair[1] for pair in pairs],
-        )
+def _let_go_and_fill(tx: Tx, facts: Facts, ledger: Ledger, undo_window_s: float) -> bool:
+    """Let go of what left datasets, and of what came back from deletion to nobody; make the replicas that locks want of
+    the files concerned. True when any have to come.
+
+    What is written last is locked first, each kind in the order of its keys: requests, then replicas. Otherwise: 1. a
+    reaper has deleted (file 1, storage 1) and (file 2, storage 1), and locks the first to write that down; 2. we let go of
+    the second; 3. we make the first anew, and wait for the reaper; 4. it waits for the second.
+    """
+    pairs, files = _left(tx, facts, ledger), _to_fill(tx, facts)
+    columns = {"dids": [pair[0] for pair in pairs], "storages": [pair[1] for pair in pairs]}
+    request_ids = letting_go.hold_requests(tx, letting_go.PAIRS, **columns) if pairs else []
+    if pairs or facts.gone:
+        replicas.hold_files(tx, {*files, *columns["dids"], *_files(facts.gone)})
+    is_coming = _fill(tx, files, ledger)
+    if pairs:
+        letting_go.let_go_held(tx, letting_go.PAIRS, request_ids, ledger.storages, undo_window_s=undo_window_s, **columns)
     if facts.gone:
         letting_go.bury(tx, facts.gone, undo_window_s=undo_window_s)
+    return is_coming
 
 
-def _fill(tx: Tx, facts: Facts, ledger: Ledger) -> bool:
-    """Make the replicas that locks want of the files concerned; True when any have to come."""
+def _left(tx: Tx, facts: Facts, ledger: Ledger) -> Pairs:
+    """The (file, storage) that left what held them; the locks of grouping none on such files are released."""
+    if not facts.left:
+        return []
+    files_of: dict[int, set[int]] = defaultdict(set)
+    for change in facts.left:
+        files_of[change.did_id].update(change.file_ids)
+    strayed = judging.strayed_locks(tx, file_ids=sorted(set().union(*files_of.values())))
+    _release_strayed(tx, strayed, facts.left, ledger)
+    # Locks that are being let go just now hold files of the dataset, too, that may have left before their turn.
+    locks = judging.locks_on(tx, sorted(files_of))
+    return sorted({(file, lock.storage_id) for lock in locks for file in files_of[lock.did_id]})
+
+
+def _to_fill(tx: Tx, facts: Facts) -> set[int]:
+    """The files of which replicas may be missing now."""
     files = _files(facts.harmed, facts.gone).union(facts.came)
     if facts.arrived:
         # A good copy may be what a bad or lost one elsewhere has waited for.
         files.update(judging.with_harm(tx, sorted(_files(facts.arrived))))
+    return files
+
+
+def _fill(tx: Tx, files: set[int], ledger: Ledger) -> bool:
     if not files:
         return False
     filled = filling.fill(tx, filling.FILES, ledger.storages, files=sorted(files))
@@ -248,7 +265,7 @@ def _try_single_files(tx: Tx, found: Sequence[Row[Any]], file_ids: Sequence[int]
     world = World.load(tx, sorted({row.account_id for row in found}))
     short = []
     for row in found:
-        message, _ = placing.place_files(tx, row, judging.files_below(tx, row.did_id, file_ids), world, ledger)
-        if message:
+        done = placing.place_files(tx, row, judging.files_below(tx, row.did_id, file_ids), world, ledger)
+        if done.message or done.is_overtaken:
             short.append(row.id)
     return short

@@ -7,8 +7,11 @@ who holds those waits for the usage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.engine import Row
 
 from dlm.db import letting_go, usage
 from dlm.db.engine import Tx
@@ -48,16 +51,19 @@ class Ledger:
         """Write it all; Replan when what was placed does not fit any more; at most four statements."""
         usage.change_accounts(tx, self.charges)
         if self.placed:
-            hold_space(tx, {storage_id: self.storages.reserved_bytes(storage_id) for storage_id in self.placed})
+            # All at once: those where nothing was placed are written, too, and may come before the others.
+            rows = usage.hold_storages(tx, {*self.placed, *(row[0] for row in self.storages.rows())})
+            promised = {storage_id: self.storages.reserved_bytes(storage_id) for storage_id in self.placed}
+            require_space([row for row in rows if row.storage_id in self.placed], promised)
         usage.change_storages(tx, self.storages)
 
 
-def hold_space(tx: Tx, promised: Mapping[int, int]) -> None:
-    """Lock the storages' usage rows in order and make sure that the promise still fits, else Replan; two statements.
+def require_space(held: Iterable[Row[Any]], promised: Mapping[int, int]) -> None:
+    """Make sure that the promise still fits at these storages, whose usage rows are locked; else Replan.
 
     Reading free space and promising it are two moments; without this, two judges fill one storage twice.
     """
-    for row in usage.hold_storages(tx, promised):
+    for row in held:
         if row.is_retired:
             raise Replan(f"{row.name} was retired meanwhile")
         if row.capacity_bytes is None or promised[row.storage_id] <= 0:

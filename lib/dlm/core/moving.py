@@ -28,7 +28,7 @@ MOVABLE = ("storages", "copies", "grouping", "spread", "weight", "sources")
 def move(tx: Tx, uuid: str, wanted: Mapping[str, Any], idempotency_key: str | None = None) -> DeclaredRule:
     """Declare the rule that takes this one's place: `wanted` (MOVABLE, `storages` at least) and all else as it is.
 
-    Refused as a declaration is, and: when it has ended, is locked or is moving already (Conflict, naming the other rule),
+    Refused as a declaration is, and: when it has ended, is locked, suspended or moving already (Conflict, naming the other rule),
     and when neither storages nor copies would be others (InvalidInput).
     """
     for key in wanted:
@@ -39,7 +39,7 @@ def move(tx: Tx, uuid: str, wanted: Mapping[str, Any], idempotency_key: str | No
     rules.require(tx, uuid, hold=True)
     old = rules.require(tx, uuid)  # the first waits for another move, only the second sees what that one made
     authorize(tx.actor, "rule.move", owner=old.account)
-    calls = retries.calls([{**wanted, "moves": uuid, retries.KEY: idempotency_key}])
+    calls = retries.calls([{"moves": [uuid, wanted], retries.KEY: idempotency_key}])  # here None is something asked
     before = retries.made_before(tx, [old.account_id], calls)
     if before is not None:
         return DeclaredRule(before[0], f"{old.scope}:{old.name}", False)
@@ -62,6 +62,8 @@ def _refuse(tx: Tx, old: Row[Any], wanted: Mapping[str, Any]) -> None:
         raise Conflict(f"rule {old.uuid} {rules.waits_for(old.starts_at)}", field="rule", hint=hint)
     if old.is_locked:
         raise Conflict(f"rule {old.uuid} is locked", field="rule", hint=f"unlock it first: dlm-admin rule set {old.uuid} --unlock")
+    if old.is_suspended:
+        raise Conflict(f"rule {old.uuid} is suspended", field="rule", hint=f"resume it first: dlm-admin rule set {old.uuid} --resume")
     if old.moves_to is not None:
         way = f"move that one, or take this move back: dlm-admin rule cancel {old.moves_to}"
         raise Conflict(f"rule {old.uuid} is moving to rule {old.moves_to} already", field="rule", hint=way, rule=old.moves_to)
@@ -82,7 +84,6 @@ def _wish(old: Row[Any], wanted: Mapping[str, Any], idempotency_key: str | None)
         activity=old.activity,
         account=old.account,
         comment=old.comment,
-        locked=old.is_locked,
         idempotency_key=idempotency_key,
     )
 

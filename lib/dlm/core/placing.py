@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.engine import Row
 
@@ -64,8 +64,11 @@ def judge_due(tx: Tx, limits: Limits) -> Judged:
     result = Judged(rules=len(batch), is_full=len(batch) < len(claimed) or len(claimed) == limits.batch_rules)
     ledger = Ledger()
     end(tx, [row for row in batch if row.state == RuleState.LETTING_GO], ledger)
-    suspended = [row for row in batch if row.is_suspended and row.state != RuleState.LETTING_GO]
-    rest = [row for row in batch if row.state != RuleState.LETTING_GO and not row.is_suspended]
+    live = [row for row in batch if row.state != RuleState.LETTING_GO]
+    if over := [row.id for row in live if row.is_over]:  # declared while its DID ended: whoever folded that did not see it
+        rules.let_go(tx, over, "its DID ended")
+    suspended = [row for row in live if row.is_suspended and not row.is_over]
+    rest = [row for row in live if not row.is_suspended and not row.is_over]
     resting = [(row.id, RuleState.SUSPENDED, None if row.state == RuleState.DECLARED else row.reason, None) for row in suspended]
     written = rules.set_states(tx, resting) if suspended else []
     if rest:
@@ -235,18 +238,22 @@ def explain(decision: Decision, world: World) -> dict[str, Any]:
 def _place_next_files(
     tx: Tx, row: Row[Any], world: World, limit: int, ledger: Ledger, placed: Placed
 ) -> None:
-    """Lock the rule's next chunk of files, and move its cursor."""
+    """Lock the rule's next chunk of files, and move its cursor; not yet, where some of them are to be planned once more."""
     roots, at_once = units_of(tx, [row])[row.id], files_at_once(row, world, limit)
     found = judging.files_to_place(tx, roots, row.place_after, at_once + 1)
     file_ids = found[:at_once]
-    message, placed.locks[row.id] = place_files(tx, row, file_ids, world, ledger, as_parcel=True)
+    done = place_files(tx, row, file_ids, world, ledger, as_parcel=True)
+    placed.locks[row.id], message = done.locks, done.message
     if row.state == RuleState.IMPOSSIBLE and row.place_after:
         message = message or row.reason  # an earlier chunk's
     if message:
         placed.messages[row.id] = message
-    if len(found) > at_once:
+    cursor = file_ids[-1] if len(found) > at_once else None
+    if done.is_overtaken:
+        cursor = row.place_after
+    if cursor is not None:
         placed.unfinished.add(row.id)
-    rules.change(tx, row.id, {"place_after": file_ids[-1] if len(found) > at_once else None})
+    rules.change(tx, row.id, {"place_after": cursor})
 
 
 def files_at_once(row: Row[Any], world: World, limit: int) -> int:
@@ -264,21 +271,34 @@ class Portions:
     shares: list[tuple[list[int], list[int], list[int], int]]  # holders, held, chosen, files
 
 
+class PlacedFiles(NamedTuple):
+    """What placing single files came to.
+
+    Overtaken: 1. we plan for each class of files; 2. a replica of one file begins or ends, so that it is of another class;
+    3. we lock what the plan says of classes, and that file is left out. It is to be planned once more.
+    """
+
+    locks: int = 0  # new ones
+    message: str | None = None  # why copies are impossible
+    is_overtaken: bool = False
+
+
 def place_files(
     tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World, ledger: Ledger, *, as_parcel: bool = False
-) -> tuple[str | None, int]:
-    """Lock these files, each at storages of its own, by classes; (why copies are impossible, new locks); four statements.
+) -> PlacedFiles:
+    """Lock these files, each at storages of its own, by classes; four statements.
 
     `as_parcel`: the files are a run of all that the rule is for, so one row says for all of them what is to be filled.
     """
     if not file_ids:
-        return None, 0
+        return PlacedFiles()
     try:
         portions = share_out(tx, row, file_ids, world)
     except InvalidInput as error:  # a weight that is no number: the rule is impossible, its batch is not
-        return error.detail, 0
+        return PlacedFiles(message=error.detail)
     count = _apply_portions(tx, row, portions, ledger, as_parcel)
-    return (portions.sharing.message if portions.sharing.missing else None), count
+    planned = sum(len(chosen) * files for _, _, chosen, files in portions.shares)
+    return PlacedFiles(count, portions.sharing.message if portions.sharing.missing else None, is_overtaken=count < planned)
 
 
 def share_out(tx: Tx, row: Row[Any], file_ids: Sequence[int], world: World) -> Portions:

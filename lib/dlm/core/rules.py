@@ -13,7 +13,7 @@ from sqlalchemy.engine import Row
 
 from dlm import did as codec
 from dlm.core import dids, expression, names, retries
-from dlm.core.accounts import get_account
+from dlm.core.accounts import id_of
 from dlm.core.authorize import authorize
 from dlm.core.storages import get_storage
 from dlm.db import changes, events, judging, rules, storages, tracing
@@ -64,11 +64,14 @@ class DeclaredRule:
 
 
 def declare(
-    tx: Tx, wishes: Sequence[Declaration], calls: Sequence[retries.Call] | None = None
+    tx: Tx,
+    wishes: Sequence[Declaration],
+    calls: Sequence[retries.Call] | None = None,
+    request_ids: Sequence[str] | None = None,
 ) -> list[DeclaredRule]:
     """Write the rules as intent; the judge does the rest. All or none; statements do not grow with their number.
 
-    `calls` tells what was asked, where that is not the wishes themselves.
+    `calls` tells what was asked, where that is not the wishes themselves; `request_ids` by which requests, if by several.
 
     Refused here: what is malformed, unknown, matches nothing, asks for more copies than match, repeats a live rule,
     or exceeds a quota by the known size (InvalidInput, NotFound, CannotPlace, Conflict, QuotaExceeded).
@@ -76,11 +79,11 @@ def declare(
     names.check_batch(len(wishes), "rules")
     for index, wish in enumerate(wishes):
         check_wish(wish, _field(wishes, index))
-    accounts = {name: get_account(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
+    accounts = {name: id_of(tx, name) for name in sorted({_account(tx, wish) for wish in wishes})}
     for name in accounts:
         authorize(tx.actor, "rule.add", owner=name)
     calls = calls or retries.calls([asdict(wish) | {"account": _account(tx, wish)} for wish in wishes])
-    owners = [accounts[_account(tx, wish)].id for wish in wishes]
+    owners = [accounts[_account(tx, wish)] for wish in wishes]
     if (before := _made_before(tx, wishes, owners, calls)) is not None:
         return before  # asked first: what was true when they were made need not be true for the retry
     for index, wish in enumerate(wishes):
@@ -93,7 +96,7 @@ def declare(
         _refuse_standing(tx, wishes, prepared, made)
     answers = [DeclaredRule(row.uuid, wish.did, True) for wish, row in zip(wishes, made, strict=True) if row is not None]
     facts = [(row.id, None, _facts(wish)) for wish, row in zip(wishes, made, strict=True) if row is not None]
-    events.record_many(tx, "rule", "declared", facts)
+    events.record_many(tx, "rule", "declared", facts, request_ids=request_ids)
     changes.wake(tx, "judge")
     return answers
 
@@ -138,12 +141,15 @@ def _check_moments(wish: Declaration, at: str) -> None:
 
 
 def check_times(tx: Tx, starts_at: datetime | None, delay_s: float | None, expires_at: datetime | None, at: str = "") -> None:
-    """Refuse a start or an end that is over, and an end before the start: the promise would be lost without a word."""
+    """Refuse a start or an end that is over, an end before the start (the promise would be lost without a word), and a start
+    so late that no lifetime can be counted from it."""
     if expires_at is not None and expires_at <= tx.now:
         raise InvalidInput(f"{expires_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {told(tx.now)}", field=f"{at}expires_at", hint=OVER)
     if starts_at is not None and starts_at <= tx.now:
         hint = "leave it out to begin at once"
         raise InvalidInput(f"{starts_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {told(tx.now)}", field=f"{at}starts_at", hint=hint)
+    if starts_at is not None and starts_at > tx.now + timedelta(seconds=MAX_LIFETIME_S):
+        raise InvalidInput(f"{told(starts_at)} is too far away", field=f"{at}starts_at", hint="up to 1000 years from now")
     start = start_of(tx, starts_at, delay_s)
     if start is not None and expires_at is not None and expires_at <= start:
         detail = f"it would end, at {told(expires_at)}, before it begins, at {told(start)}"

@@ -100,5 +100,5 @@ class Tier(NamedTuple):
 
 def tiers(wish: Wish, storages: Iterable[Storage], matching: Set[int]) -> list[Tier]:
     """The storages as files of grouping none rank them, by id."""
-    found = [Tier(each.id, _tier(each, matching), str(domain_of(wish, each))) for each in storages]
+    found = [Tier(each.id, _tier(each, matching), repr(domain_of(wish, each))) for each in storages]
     return sorted(found)

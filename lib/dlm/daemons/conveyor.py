@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -27,11 +28,10 @@ from dlm.core import mover
 from dlm.core.audit import note_availability
 from dlm.core.conveying import Batch, Item, load_batch
 from dlm.core.recording import record_results
-from dlm.daemons.loop import Pass
+from dlm.daemons.loop import Pass, insist
 from dlm.db import changes, requests
 from dlm.db.attempts import Result, Verdict
 from dlm.db.engine import Database, Tx
-from dlm.errors import Transient
 from dlm.transfertools import Copy, Outcome
 from dlm.types import ChangeKind, Checksums, ErrorClass, Identity, ReplicaState, RequestState
 
@@ -324,22 +324,12 @@ class Conveyor:
         for start in range(0, len(results), RECORD_MOST):
             part = results[start : start + RECORD_MOST]
             effects.point("conveyor.copied:before-record")
-            self._record_part(part, done)
-
-    def _record_part(self, results: Sequence[Result], done: Pass) -> None:
-        """One transaction, tried again while the database is away: the files are there, and their leases run."""
-        for pause_s in (0.2, 1.0, 3.0, None):
-            try:
-                with self.database.begin("conveyor.record", ACTOR) as tx:
-                    counts = record_results(tx, results, self.settings.auditor_cycle_s)
-            except Transient:
-                if pause_s is None:
-                    raise
-                time.sleep(pause_s)
-                continue
-            for name, number in counts.items():
+            for name, number in insist(partial(self._record_part, part)).items():
                 done.count(name, number)
-            return
+
+    def _record_part(self, results: Sequence[Result]) -> dict[str, int]:
+        with self.database.begin("conveyor.record", ACTOR) as tx:
+            return record_results(tx, results, self.settings.auditor_cycle_s)
 
 
 def _count_plan(done: Pass, batch: Batch) -> None:

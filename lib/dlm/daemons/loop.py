@@ -10,9 +10,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import psycopg
 
@@ -24,6 +24,9 @@ from dlm.errors import DlmError, Transient
 log = logging.getLogger("dlm.daemon")
 
 DATABASE_PAUSE_S = 2.0
+RECORD_PAUSES_S = (0.2, 1.0, 3.0)
+
+Recorded = TypeVar("Recorded")
 
 
 @dataclass(slots=True)
@@ -44,6 +47,19 @@ class Pass:
         self.is_full = self.is_full or other.is_full
         dues = [due for due in (self.next_due_s, other.next_due_s) if due is not None]
         self.next_due_s = min(dues, default=None)
+
+
+def insist(record: Callable[[], Recorded]) -> Recorded:
+    """What `record`, a transaction, returns; run again a few times when the database is away or busy.
+
+    For what has happened outside the database already: forgotten, it would wait for the end of its lease.
+    """
+    for pause_s in RECORD_PAUSES_S:
+        try:
+            return record()
+        except Transient:
+            time.sleep(pause_s)
+    return record()
 
 
 class Daemon(Protocol):

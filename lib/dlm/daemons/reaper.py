@@ -22,7 +22,7 @@ from dlm.config import Settings
 from dlm.core import audit, breaker, credentials
 from dlm.core import reaper as planner
 from dlm.daemons.abreast import Abreast
-from dlm.daemons.loop import Pass
+from dlm.daemons.loop import Pass, insist
 from dlm.db import breakers, changes, events, usage
 from dlm.db import reaper as rows
 from dlm.db.engine import Database, Tx
@@ -41,6 +41,8 @@ JUMP_S = 3600.0  # the database's clock and this process's agree within this, or
 
 # After these the file certainly stands as before; after any other failure it is in doubt, and no witness.
 _NOTHING_HAPPENED = (ErrorClass.PERMISSION, ErrorClass.INVALID_PATH)
+
+Revert = tuple[Claim, datetime | None, bool]  # with: its tombstone, and whether the copy is in doubt
 
 
 @dataclass(slots=True)
@@ -75,12 +77,10 @@ class Reaper:
             claims = self._mark(tx, done)
         if dry_run or not claims:
             return done
-        with self.database.begin("reaper.recheck") as tx:
-            claims = self._recheck(tx, claims, done)
-            refs = credentials.refs(tx, {claim.storage_id for claim in claims})
+        claims, refs, reverted = insist(partial(self._recheck, claims))
+        done.count("reverted", reverted)
         for storage_id, outcome in self._act(claims, refs, deadline).items():
-            with self.database.begin("reaper.record") as tx:
-                self._record(tx, storage_id, outcome, done)
+            done.merge(insist(partial(self._record, storage_id, outcome)))
         return done
 
     # -- mark ---------------------------------------------------------------------------------------------------
@@ -179,20 +179,25 @@ class Reaper:
 
     # -- look again ---------------------------------------------------------------------------------------------
 
-    def _recheck(self, tx: Tx, claims: Sequence[Claim], done: Pass) -> list[Claim]:
-        """The claims that may still go; the others are reverted.
+    def _recheck(self, claims: Sequence[Claim]) -> tuple[list[Claim], dict[int, ProtocolRef], int]:
+        """The claims that may still go, how their storages are reached, and how many others were reverted.
 
         1. a judge's transaction has not committed its lock; 2. the mark finds no lock, and commits; 3. the judge
         commits, and then sees a replica that is being deleted. Whichever commits first, the other one's next
         statement sees it: the judge looks after its commit, and this looks after the mark's. A person who stops
         deletions is heard here, too: once the stop has committed, no batch that is not rechecked yet deletes anything.
         """
+        with self.database.begin("reaper.recheck") as tx:
+            going, reverts = self._look_again(tx, claims)
+            return going, credentials.refs(tx, {claim.storage_id for claim in going}), _revert(tx, reverts)
+
+    def _look_again(self, tx: Tx, claims: Sequence[Claim]) -> tuple[list[Claim], list[Revert]]:
         files, _ = load_files(tx, [(claim.did_id, claim.storage_id) for claim in claims], lock=False)
         verdicts = planner.decide(files)
         kept = {(v.did_id, v.storage_id): v for v in verdicts if isinstance(v, planner.Keep)}
         later = tx.now + timedelta(seconds=LATER_S)
         stopped = rows.stopped(tx, {claim.storage_id for claim in claims})
-        reverts: list[tuple[Claim, datetime | None, bool]] = []
+        reverts: list[Revert] = []
         going: list[Claim] = []
         for claim in claims:
             if claim.storage_id in stopped:
@@ -202,8 +207,7 @@ class Reaper:
                 reverts.append((claim, None if clear else later, False))
             else:
                 going.append(claim)
-        done.count("reverted", _revert(tx, reverts))
-        return going
+        return going, reverts
 
     # -- act ----------------------------------------------------------------------------------------------------
 
@@ -245,27 +249,11 @@ class Reaper:
 
     # -- record -------------------------------------------------------------------------------------------------
 
-    def _record(self, tx: Tx, storage_id: int, outcome: Outcome, done: Pass) -> None:
-        """Write one storage's outcome where this worker's fence still stands; usage last."""
-        later = tx.now + timedelta(seconds=LATER_S)
-        failed: list[tuple[Claim, datetime | None, bool]] = [(c, later, doubt) for c, _, doubt in outcome.failed]
-        done.count("failed", _revert(tx, failed))
-        done.count("postponed", _revert(tx, [(claim, claim.tombstone_at, False) for claim in outcome.untouched]))
-        if outcome.failed:
-            events.record_many(tx, "storage", "delete_failed", [(storage_id, None, _failures(outcome))])
-        if outcome.unavailable is not None:
-            audit.note_availability(tx, storage_id, outcome.unavailable)
-        gone = rows.finish(tx, outcome.deleted) if outcome.deleted else ()
-        done.count("late", len(outcome.deleted) - len(gone))
-        if not gone:
-            return
-        size_bytes = sum(row.size_bytes for row in gone)
-        changes.add_by_storage(tx, ChangeKind.GONE, [(row.did_id, row.storage_id) for row in gone])
-        events.record(tx, "storage", storage_id, "reaped", after={"files": len(gone), "bytes": size_bytes})
-        delta = usage.StorageDelta()
-        delta.add(storage_id, used_bytes=-size_bytes, used_files=-len(gone))
-        usage.change_storages(tx, delta)
-        done.count("deleted", len(gone))
+    def _record(self, storage_id: int, outcome: Outcome) -> Pass:
+        done = Pass()
+        with self.database.begin("reaper.record") as tx:
+            _write(tx, storage_id, outcome, done)
+        return done
 
 
 def breaker_limits(settings: Settings) -> breaker.Limits:
@@ -335,7 +323,32 @@ def _keep(tx: Tx, kept: Sequence[planner.Keep], done: Pass) -> None:
     done.count("kept", len(kept))
 
 
-def _revert(tx: Tx, reverts: Sequence[tuple[Claim, datetime | None, bool]]) -> int:
+def _write(tx: Tx, storage_id: int, outcome: Outcome, done: Pass) -> None:
+    """Write one storage's outcome where this worker's fence still stands; usage last."""
+    if outcome.untouched or outcome.failed:  # several statements write: all rows first, in their one order
+        rows.hold(tx, [*outcome.deleted, *outcome.untouched, *(claim for claim, _, _ in outcome.failed)])
+    later = tx.now + timedelta(seconds=LATER_S)
+    failed: list[Revert] = [(c, later, doubt) for c, _, doubt in outcome.failed]
+    done.count("failed", _revert(tx, failed))
+    done.count("postponed", _revert(tx, [(claim, claim.tombstone_at, False) for claim in outcome.untouched]))
+    if outcome.failed:
+        events.record_many(tx, "storage", "delete_failed", [(storage_id, None, _failures(outcome))])
+    if outcome.unavailable is not None:
+        audit.note_availability(tx, storage_id, outcome.unavailable)
+    gone = rows.finish(tx, outcome.deleted) if outcome.deleted else ()
+    done.count("late", len(outcome.deleted) - len(gone))
+    if not gone:
+        return
+    size_bytes = sum(row.size_bytes for row in gone)
+    changes.add_by_storage(tx, ChangeKind.GONE, [(row.did_id, row.storage_id) for row in gone])
+    events.record(tx, "storage", storage_id, "reaped", after={"files": len(gone), "bytes": size_bytes})
+    delta = usage.StorageDelta()
+    delta.add(storage_id, used_bytes=-size_bytes, used_files=-len(gone))
+    usage.change_storages(tx, delta)
+    done.count("deleted", len(gone))
+
+
+def _revert(tx: Tx, reverts: Sequence[Revert]) -> int:
     """Take deletions back, tell the judge, and give the breaker's window its budget again; how many."""
     if not reverts:
         return 0

@@ -12,8 +12,18 @@ from collections.abc import Iterable, Sequence
 _TO_ESCAPE = re.compile(r'["\\]')
 
 
-def integers(values: Iterable[int]) -> str:
-    """The literal of an integer array."""
+def integers(values: Iterable[int | None]) -> str:
+    """The literal of an integer array; None becomes NULL."""
+    return "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
+
+
+def numbers(values: Iterable[float]) -> str:
+    """The literal of an array of floating-point numbers."""
+    return "{" + ",".join(map(repr, values)) + "}"
+
+
+def booleans(values: Iterable[bool]) -> str:
+    """The literal of a boolean array."""
     return "{" + ",".join(map(str, values)) + "}"
 
 

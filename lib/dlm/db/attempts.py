@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
+from dlm.db.arrays import booleans, integers, numbers, texts
 from dlm.db.engine import Tx
 from dlm.types import Checksums, ErrorClass, ReplicaState
 
@@ -50,19 +51,23 @@ class Result:
     duration_s: float = 0.0
 
 
-def _columns(pairs: Collection[tuple[int, int]]) -> dict[str, list[int]]:
-    return {"dids": [did for did, _ in pairs], "storages": [storage for _, storage in pairs]}
+def _columns(pairs: Collection[tuple[int, int]]) -> dict[str, str]:
+    return {"dids": integers(did for did, _ in pairs), "storages": integers(storage for _, storage in pairs)}
 
 
 def hold(tx: Tx, results: Collection[Result]) -> dict[int, Row[Any]]:
-    """Lock the requests that are still ours (active, and the fence stands), by id; one statement."""
+    """Lock the requests that are still ours (active, and the fence stands), by id; one statement.
+
+    Active is told as what is not idle: of the index on active ones the planner believes that it is empty, and joins
+    every result with every active request.
+    """
     rows = tx.rows(
         """SELECT r.id, r.did_id, r.storage_id, r.size_bytes, r.attempts, r.is_cancelled
              FROM request r
              JOIN unnest(%(ids)s::bigint[], %(fences)s::int[]) AS f (id, fence) ON f.id = r.id AND f.fence = r.fence
-            WHERE r.state = 'active' ORDER BY r.did_id, r.storage_id FOR UPDATE OF r""",
-        ids=[result.request_id for result in results],
-        fences=[result.fence for result in results],
+            WHERE r.state NOT IN ('queued', 'parked') ORDER BY r.did_id, r.storage_id FOR UPDATE OF r""",
+        ids=integers(result.request_id for result in results),
+        fences=integers(result.fence for result in results),
     )
     return {row.id: row for row in rows}
 
@@ -117,11 +122,11 @@ def stand(tx: Tx, rows: Sequence[Standing]) -> Sequence[Row[Any]]:
                          %(unwanted)s::boolean[]) AS n (did_id, storage_id, state, next_check_s, is_unwanted)
             WHERE r.did_id = n.did_id AND r.storage_id = n.storage_id AND r.state = 'copying'
            RETURNING r.did_id, r.storage_id, r.size_bytes""",
-        dids=[row.did_id for row in rows],
-        storages=[row.storage_id for row in rows],
-        states=[str(row.state) for row in rows],
-        checks=[row.next_check_s for row in rows],
-        unwanted=[row.is_unwanted for row in rows],
+        dids=integers(row.did_id for row in rows),
+        storages=integers(row.storage_id for row in rows),
+        states=texts([row.state for row in rows]),
+        checks=numbers(row.next_check_s for row in rows),
+        unwanted=booleans(row.is_unwanted for row in rows),
     )
 
 
@@ -162,7 +167,7 @@ def rest_replicas(tx: Tx, pairs: Collection[tuple[int, int]]) -> None:
 def end_requests(tx: Tx, ids: Sequence[int]) -> None:
     """Remove requests that are done or cancelled; their rows are locked already; at most one statement."""
     if ids:
-        tx.run("DELETE FROM request WHERE id = ANY (%(ids)s::bigint[])", ids=list(ids))
+        tx.run("DELETE FROM request WHERE id = ANY (%(ids)s::bigint[])", ids=integers(ids))
 
 
 def requeue(tx: Tx, results: Sequence[Result], held: Mapping[int, Row[Any]]) -> None:
@@ -209,16 +214,16 @@ def note(tx: Tx, results: Sequence[Result], held: Mapping[int, Row[Any]]) -> Non
                          %(sources)s::int[], %(outcomes)s::text[], %(sizes)s::bigint[], %(durations)s::real[],
                          %(classes)s::text[], %(errors)s::text[])
                AS a (did_id, storage_id, id, number, source_id, outcome, size_bytes, duration_s, error_class, error)""",
-        dids=[row.did_id for row in rows],
-        storages=[row.storage_id for row in rows],
-        ids=[row.id for row in rows],
-        numbers=[row.attempts for row in rows],
-        sizes=[row.size_bytes for row in rows],
-        sources=[result.source_id for result in results],
-        outcomes=[str(result.verdict) for result in results],
-        durations=[result.duration_s for result in results],
-        classes=[None if result.error_class is None else str(result.error_class) for result in results],
-        errors=[result.error for result in results],
+        dids=integers(row.did_id for row in rows),
+        storages=integers(row.storage_id for row in rows),
+        ids=integers(row.id for row in rows),
+        numbers=integers(row.attempts for row in rows),
+        sizes=integers(row.size_bytes for row in rows),
+        sources=integers(result.source_id for result in results),
+        outcomes=texts([result.verdict for result in results]),
+        durations=numbers(result.duration_s for result in results),
+        classes=texts([result.error_class for result in results]),
+        errors=texts([result.error for result in results]),
     )
 
 
@@ -233,6 +238,6 @@ def wake_sourceless(tx: Tx, did_ids: Collection[int]) -> int:
                           ORDER BY r.did_id, r.storage_id FOR UPDATE SKIP LOCKED)
            UPDATE request r SET state = 'queued', attempts = 0, next_attempt_at = %(now)s
              FROM held WHERE r.id = held.id""",
-        dids=sorted(set(did_ids)),
+        dids=integers(sorted(set(did_ids))),
         no_source=str(ErrorClass.NO_SOURCE),
     ).rowcount

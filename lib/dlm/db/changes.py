@@ -58,8 +58,8 @@ def add_by_storage(tx: Tx, kind: ChangeKind, files: Sequence[tuple[int, int]]) -
              FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS f (did_id, storage_id)
             GROUP BY storage_id""",
         kind=str(kind),
-        dids=[did for did, _ in files],
-        storages=[storage for _, storage in files],
+        dids=arrays.integers(did for did, _ in files),
+        storages=arrays.integers(storage for _, storage in files),
     )
     wake(tx, "judge")
 

@@ -29,24 +29,26 @@ _LOCKS = """
 def count_by_exceptions(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) -> Sequence[Row[Any]]:
     """As `judging.count_copies`, for rules with locks on datasets, and `is_sure`; one statement.
 
-    Its cost is that of the replicas at the storages that are not available, whatever the size of the datasets.
+    Its cost is that of the replicas at the storages that are not available, whatever the size of the datasets and the
+    number of rules on them.
     """
     return tx.rows(
         f"""WITH {_LOCKS},
-                 odd AS (SELECT l.rule_id, l.storage_id, r.state, q.state = 'parked' AS is_parked
-                           FROM l JOIN replica r ON r.storage_id = l.storage_id AND r.state <> 'available'
-                           JOIN attachment a ON a.parent_id = l.did_id AND a.child_id = r.did_id
+                 odd AS (SELECT p.did_id, p.storage_id, r.state, q.state = 'parked' AS is_parked
+                           FROM (SELECT DISTINCT did_id, storage_id FROM l) p
+                           JOIN replica r ON r.storage_id = p.storage_id AND r.state <> 'available'
+                           JOIN attachment a ON a.parent_id = p.did_id AND a.child_id = r.did_id
                            LEFT JOIN request q ON q.did_id = r.did_id AND q.storage_id = r.storage_id AND r.state = 'copying'),
-                 summed AS (SELECT rule_id, storage_id, count(*) FILTER (WHERE state <> ALL (%(states)s::replica_state[])) AS missing,
+                 summed AS (SELECT did_id, storage_id, count(*) FILTER (WHERE state <> ALL (%(states)s::replica_state[])) AS missing,
                                    count(*) FILTER (WHERE state IN ('bad', 'lost')) AS harmed,
                                    count(*) FILTER (WHERE is_parked) AS parked,
                                    count(*) FILTER (WHERE state = 'unverified') AS unverified
                               FROM odd GROUP BY 1, 2)
             SELECT l.rule_id, l.storage_id, sum(l.files)::bigint AS files,
-                   (sum(l.files) - coalesce(max(s.missing), 0))::bigint AS ok, coalesce(max(s.harmed), 0) AS harmed,
-                   coalesce(max(s.parked), 0) AS parked, coalesce(max(s.unverified), 0) AS unverified,
+                   (sum(l.files) - coalesce(sum(s.missing), 0))::bigint AS ok, coalesce(sum(s.harmed), 0)::bigint AS harmed,
+                   coalesce(sum(s.parked), 0)::bigint AS parked, coalesce(sum(s.unverified), 0)::bigint AS unverified,
                    bool_and(l.is_filled) AS is_filled, bool_and(l.is_sure AND l.kind = 'dataset') AS is_sure
-              FROM l LEFT JOIN summed s USING (rule_id, storage_id)
+              FROM l LEFT JOIN summed s USING (did_id, storage_id)
              GROUP BY 1, 2 ORDER BY 1, 2""",
         ids=list(rule_ids),
         states=list(states),

@@ -27,6 +27,8 @@ from dlm.types import Identity
 from dlm.vault import Vault
 
 SYSTEM = Identity(account_id=None, account="dlm", roles=frozenset({"daemon"}))
+PING_AFTER_S = 1.0  # a connection that rested so long is asked whether it lives: a way to the server and back
+RESTS_SINCE = "dlm.rests_since"
 
 
 @dataclass(slots=True)
@@ -102,11 +104,21 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_timeout=10,
-            pool_pre_ping=True,
             connect_args={"connect_timeout": 5, "options": options, "application_name": "dlm"},
         )
 
         sa.event.listen(self.engine, "connect", _load_uuids_as_text)
+        sa.event.listen(self.engine, "checkin", _note_rest)
+        sa.event.listen(self.engine, "checkout", self._ping)
+
+    def _ping(self, connection: Any, record: Any, _proxy: object) -> None:
+        """Let a connection that rested be replaced when it is dead; one that was in use a moment ago is not asked."""
+        if time.monotonic() - record.info.get(RESTS_SINCE, time.monotonic()) < PING_AFTER_S:
+            return
+        try:
+            self.engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise sa.exc.InvalidatePoolError() from error
 
     @contextmanager
     def begin(self, name: str, actor: Identity = SYSTEM, *, commit: bool = True) -> Iterator[Tx]:
@@ -146,6 +158,10 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def _note_rest(_connection: object, record: Any) -> None:
+    record.info[RESTS_SINCE] = time.monotonic()
 
 
 def _load_uuids_as_text(connection: psycopg.Connection[Any], _record: object) -> None:

@@ -31,20 +31,24 @@ def record_many(
     rows: Sequence[tuple[int, Mapping[str, Any] | None, Mapping[str, Any] | None]],
     *,
     cause: str | None = None,
+    request_ids: Sequence[str] | None = None,
 ) -> None:
-    """Write one event per (object id, before, after); one statement for any number."""
+    """Write one event per (object id, before, after), each under its request id, else the actor's; at most one statement."""
     if not rows:
         return
     tx.run(
         """INSERT INTO event (at, object, object_id, action, actor, request_id, cause, before, after)
-           SELECT %(now)s, %(object)s, id, %(action)s, %(actor)s, %(request_id)s, %(cause)s, before, after
-             FROM unnest(%(ids)s::bigint[], %(befores)s::jsonb[], %(afters)s::jsonb[]) AS e (id, before, after)""",
+           SELECT %(now)s, %(object)s, id, %(action)s, %(actor)s, coalesce(request_id, %(request_id)s), %(cause)s, before,
+                  after
+             FROM unnest(%(ids)s::bigint[], %(befores)s::jsonb[], %(afters)s::jsonb[], %(request_ids)s::text[])
+                  AS e (id, before, after, request_id)""",
         object=object_,
         action=action,
         actor=tx.actor.account,
         request_id=tx.actor.request_id or None,
         cause=cause,
         ids=[row[0] for row in rows],
+        request_ids=None if request_ids is None else list(request_ids),
         befores=[json(row[1]) for row in rows],
         afters=[json(row[2]) for row in rows],
     )

@@ -141,6 +141,28 @@ def fill_alike(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
     return _fill(tx, _MAKE_ALIKE, whole, delta, values)
 
 
+def count_lacking(tx: Tx, did_id: int, after: int, upto: int, storages: Sequence[int]) -> int:
+    """How many of a chunk's files are not there, summed over these storages; one statement.
+
+    Asked before `fill` where most likely none is: PostgreSQL counts with several processes, but never in a statement that
+    may write.
+    """
+    return int(
+        tx.scalar(
+            """SELECT (SELECT count(*) FROM attachment
+                        WHERE parent_id = %(did_id)s AND child_id > %(after)s AND child_id <= %(upto)s)
+                      * cardinality(%(storages)s::int[])
+                    - (SELECT count(*) FROM attachment a JOIN replica r ON r.did_id = a.child_id
+                          AND r.storage_id = ANY (%(storages)s::int[]) AND r.state IN ('available', 'unverified')
+                        WHERE a.parent_id = %(did_id)s AND a.child_id > %(after)s AND a.child_id <= %(upto)s)""",
+            did_id=did_id,
+            after=after,
+            upto=upto,
+            storages=list(storages),
+        )
+    )
+
+
 def _fill(tx: Tx, make: str, wish: str, delta: StorageDelta, values: Mapping[str, Any]) -> Filled:
     rows = tx.rows(make.format(wish=wish), **values)
     made = {row.storage_id: (row.files, row.bytes) for row in rows if row.files}
@@ -186,8 +208,8 @@ def claim_large(tx: Tx, largest_small: int, *, released: bool = False) -> Sequen
     if first is None:
         return []
     return tx.rows(
-        """SELECT l.did_id, l.storage_id, l.rule_id, l.files, l.promised_bytes, l.fill_after, r.priority, r.activity
-             FROM lock l JOIN rule r ON r.id = l.rule_id
+        """SELECT l.did_id, l.storage_id, l.rule_id, l.files, l.promised_bytes, l.fill_after, d.files AS files_now, r.priority, r.activity
+             FROM lock l JOIN rule r ON r.id = l.rule_id JOIN did d ON d.id = l.did_id
             WHERE l.did_id = %(did_id)s AND l.fill_after = %(after)s AND l.is_released = %(released)s
             ORDER BY l.storage_id, l.rule_id FOR UPDATE OF l SKIP LOCKED""",
         did_id=first.did_id,

@@ -14,7 +14,7 @@ from dlm.db.rules import WAITS
 
 _RULE = """
     r.id, r.did_id, d.kind, d.files, d.size_bytes, r.account_id, r.copies, e.id AS expression_id, e.canonical, e.storage_ids,
-    r.grouping, r.spread, r.weight, r.state, r.reason, r.is_suspended, r.priority,
+    r.grouping, r.spread, r.weight, r.state, r.reason, r.is_suspended, r.priority, d.deleted_at IS NOT NULL AS is_over,
     CASE WHEN r.grouping = 'none' AND r.state = 'impossible' THEN coalesce(r.place_after, 0) ELSE r.place_after END AS place_after,
     r.surplus_after"""
 
@@ -68,7 +68,8 @@ def next_due_s(tx: Tx) -> float | None:
                   (SELECT min(next_judge_at) FROM rule WHERE next_judge_at IS NOT NULL),
                   (SELECT min(expires_at) FROM rule WHERE expires_at IS NOT NULL AND state NOT IN ('letting_go', 'gone') AND NOT is_locked),
                   (SELECT %(now)s FROM rule r JOIN rule s ON s.id = r.successor_id AND s.state = 'ok'
-                    WHERE r.successor_id IS NOT NULL AND r.state NOT IN ('letting_go', 'gone') AND NOT r.is_locked LIMIT 1),
+                    WHERE r.successor_id IS NOT NULL AND r.state NOT IN ('letting_go', 'gone') AND NOT r.is_locked
+                      AND NOT r.is_suspended LIMIT 1),
                   (SELECT min(expires_at) FROM did WHERE expires_at IS NOT NULL AND deleted_at IS NULL)) - %(now)s)::float8"""
     )
 
@@ -91,14 +92,19 @@ def locks_of(tx: Tx, rule_ids: Sequence[int]) -> Sequence[Row[Any]]:
 
 
 # A large rule is judged alone. Told which dataset it is, PostgreSQL knows its size, and reads it side by side with the
-# replicas instead of looking up each file.
-_COVERAGE_OF_ONE = """
+# replicas instead of looking up each file. It is a dataset or a file, so one half is empty; a union below the join would
+# have the replicas hashed instead of the files, which takes half as long again.
+_STANDING = """
     SELECT %(id)s::bigint AS did_id, r.storage_id, count(*) AS files, sum(r.size_bytes)::bigint AS bytes,
            count(*) FILTER (WHERE r.state <> 'copying') AS ready_files
-      FROM (SELECT child_id AS file_id FROM attachment WHERE parent_id = %(id)s
-            UNION ALL SELECT id FROM did WHERE id = %(id)s AND kind = 'file') f
-      JOIN replica r ON r.did_id = f.file_id AND r.state IN ('available', 'unverified', 'copying')
-     GROUP BY r.storage_id"""
+      FROM {files} JOIN replica r ON r.did_id = {file} AND r.state IN ('available', 'unverified', 'copying')
+     WHERE {which} GROUP BY r.storage_id"""
+_COVERAGE_OF_ONE = " UNION ALL ".join(
+    (
+        _STANDING.format(files="attachment a", file="a.child_id", which="a.parent_id = %(id)s"),
+        _STANDING.format(files="did d", file="d.id", which="d.id = %(id)s AND d.kind = 'file'"),
+    )
+)
 
 
 def coverage(tx: Tx, unit_ids: Sequence[int]) -> Sequence[Row[Any]]:
@@ -210,15 +216,11 @@ def hint(tx: Tx, pairs: Sequence[tuple[int, int]], *, ok: int = 0, stuck: int = 
     """Move the display counters of the locks over these (file, storage) pairs; ids of their rules; one statement."""
     rows = tx.rows(
         """WITH f AS (SELECT * FROM unnest(%(files)s::bigint[], %(storages)s::int[]) AS f (file_id, storage_id)),
-                hit AS (SELECT n.did_id, n.storage_id, n.rule_id, sum(n.files)::int AS files FROM (
-                            SELECT l.did_id, l.storage_id, l.rule_id, count(*) AS files
-                              FROM f JOIN attachment a ON a.child_id = f.file_id
-                              JOIN lock l ON l.did_id = a.parent_id AND l.storage_id = f.storage_id
-                             WHERE NOT l.is_released GROUP BY 1, 2, 3
-                            UNION ALL
-                            SELECT l.did_id, l.storage_id, l.rule_id, 1
-                              FROM f JOIN lock l ON l.did_id = f.file_id AND l.storage_id = f.storage_id
-                             WHERE NOT l.is_released) n GROUP BY 1, 2, 3),
+                place AS (SELECT a.parent_id AS did_id, f.storage_id, count(*)::int AS files
+                            FROM f JOIN attachment a ON a.child_id = f.file_id GROUP BY 1, 2
+                           UNION ALL SELECT file_id, storage_id, count(*)::int FROM f GROUP BY 1, 2),
+                hit AS (SELECT l.did_id, l.storage_id, l.rule_id, place.files
+                          FROM place JOIN lock l USING (did_id, storage_id) WHERE NOT l.is_released),
                 held AS (SELECT l.did_id, l.storage_id, l.rule_id FROM lock l JOIN hit USING (did_id, storage_id, rule_id)
                           ORDER BY 1, 2, 3 FOR UPDATE OF l)
            UPDATE lock l SET files_ok = least(l.files, greatest(0, l.files_ok + %(ok)s * hit.files)),
@@ -346,8 +348,8 @@ _ADD_FILE_LOCKS = f"""{_SIGNATURE},
              SELECT %(rule)s, did_id, storage_id, 1, size_bytes, {{promised}}, %(now)s, {{fill_after}}
                FROM wish ORDER BY did_id, storage_id
              ON CONFLICT (did_id, storage_id, rule_id) DO UPDATE
-                SET is_released = false, fill_after = excluded.fill_after, files_ok = 0, promised_bytes = excluded.promised_bytes,
-                    size_bytes = excluded.size_bytes, created_at = excluded.created_at
+                SET is_released = false, fill_after = excluded.fill_after, files_ok = 0, files_stuck = 0,
+                    promised_bytes = excluded.promised_bytes, size_bytes = excluded.size_bytes, created_at = excluded.created_at
               WHERE l.is_released
              RETURNING storage_id, size_bytes, promised_bytes)
     SELECT storage_id, m.files, m.bytes, {{whole}}.promised

@@ -213,6 +213,14 @@ _MINE = """mine AS (SELECT r.did_id, r.storage_id, r.size_bytes, r.quiet_until, 
                      ORDER BY r.did_id, r.storage_id FOR UPDATE OF r)"""
 
 
+def hold(tx: Tx, claims: Sequence[Claim]) -> None:
+    """Lock those of the claims that are this worker's still, before the parts of an outcome are written; one statement."""
+    mine = _MINE.format(
+        columns="%(dids)s::bigint[], %(storages)s::int[], %(fences)s::int[]", names="m_did, m_storage, m_fence"
+    )
+    tx.run(f"WITH {mine} SELECT count(*) FROM mine", **_keys([(claim.did_id, claim.storage_id, claim.fence) for claim in claims]))
+
+
 def finish(tx: Tx, claims: Sequence[Claim]) -> Sequence[Row[Any]]:
     """Take the rows of deleted replicas away, and findings about them; (did_id, storage_id, size_bytes); one statement.
 

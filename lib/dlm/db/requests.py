@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from dlm.db import changes
+from dlm.db.arrays import integers
 from dlm.db.engine import Tx
 from dlm.errors import InvalidInput, NotFound
 from dlm.types import ErrorClass, Page, RequestState
@@ -128,7 +129,10 @@ def age(tx: Tx, after_s: float, limit: int) -> int:
 
 
 def lanes(tx: Tx, max_active: int, limit: int) -> Sequence[Row[Any]]:
-    """Lanes with due requests, counted up to `limit`, and the room at their storage; one statement."""
+    """Lanes with due requests, counted up to `limit`, and the room at their storage; one statement.
+
+    What is counted is ordered, so that ix_request_lane is read: else the planner reads the whole queue once per lane.
+    """
     return tx.rows(
         """WITH busy AS (SELECT storage_id, count(*) AS active FROM request WHERE state = 'active' GROUP BY storage_id),
                 open AS (SELECT s.id, %(max_active)s - coalesce(b.active, 0) AS room
@@ -140,7 +144,8 @@ def lanes(tx: Tx, max_active: int, limit: int) -> Sequence[Row[Any]]:
             CROSS JOIN LATERAL (
                   SELECT count(*) AS waiting FROM (
                       SELECT FROM request WHERE state = 'queued' AND storage_id = o.id AND priority = p.priority
-                                            AND next_attempt_at <= %(now)s LIMIT least(o.room, %(limit)s)) due) r
+                                            AND next_attempt_at <= %(now)s
+                       ORDER BY next_attempt_at, id LIMIT least(o.room, %(limit)s)) due) r
             WHERE r.waiting > 0 ORDER BY 1, 2""",
         priorities=PRIORITIES,
         max_active=max_active,
@@ -148,11 +153,13 @@ def lanes(tx: Tx, max_active: int, limit: int) -> Sequence[Row[Any]]:
     )
 
 
+# By an array of ids: a join makes the planner, who expects a share of the queue, read all of it.
 _LEASE = """
     UPDATE request r
        SET state = 'active', fence = r.fence + 1, attempts = least(r.attempts + 1, 1000),
-           claimed_until = %(now)s + make_interval(secs => %(base_s)s + t.total_bytes::float8 / %(rate_bytes_s)s)
-      FROM taken t WHERE r.id = t.id
+           claimed_until = %(now)s + make_interval(
+               secs => %(base_s)s + (SELECT max(upto) FROM taken)::float8 / %(rate_bytes_s)s)
+     WHERE r.id = ANY (ARRAY (SELECT id FROM taken))
     RETURNING r.id, r.did_id, r.storage_id, r.size_bytes, r.fence, r.attempts, r.is_cancelled, r.is_repair,
               r.created_at, r.claimed_until"""
 
@@ -176,8 +183,7 @@ def claim(tx: Tx, takes: Sequence[tuple[int, int, int]], lease: Lease) -> Sequen
                  turned AS (SELECT id, weight, row_number() OVER (PARTITION BY storage_id
                                                     ORDER BY priority DESC, next_attempt_at, id) AS turn FROM due),
                  summed AS (SELECT id, weight, sum(weight) OVER (ORDER BY turn, id) AS upto FROM turned),
-                 taken AS (SELECT id, max(upto) OVER () AS total_bytes FROM summed
-                            WHERE upto - weight < %(batch_bytes)s)
+                 taken AS (SELECT id, upto FROM summed WHERE upto - weight < %(batch_bytes)s)
             {_LEASE}""",
         storages=[take[0] for take in takes],
         priorities=[take[1] for take in takes],
@@ -191,7 +197,7 @@ def claim(tx: Tx, takes: Sequence[tuple[int, int, int]], lease: Lease) -> Sequen
 def claim_cancelled(tx: Tx, limit: int, lease: Lease) -> Sequence[Row[Any]]:
     """Take cancelled requests wherever they would go, full or switched off: they move nothing; one statement."""
     return tx.rows(
-        f"""WITH taken AS (SELECT id, 0 AS total_bytes FROM request
+        f"""WITH taken AS (SELECT id, 0 AS upto FROM request
                             WHERE is_cancelled AND state = 'queued' AND next_attempt_at <= %(now)s
                             ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
             {_LEASE}""",
@@ -208,15 +214,13 @@ def lease_replicas(tx: Tx, rows: Sequence[Row[Any]]) -> None:
     of file 1 and waits for file 2; 3. we claim file 1 in its lane, and wait for the auditor.
     """
     tx.run(
-        """WITH lease AS (SELECT * FROM unnest(%(dids)s::bigint[], %(storages)s::int[], %(untils)s::timestamptz[])
-                                   AS l (did_id, storage_id, claimed_until)),
-                held AS (SELECT did_id, storage_id, l.claimed_until FROM replica JOIN lease l USING (did_id, storage_id)
-                          ORDER BY did_id, storage_id FOR UPDATE OF replica)
+        """WITH held AS (SELECT p.did_id, p.storage_id, q.claimed_until
+                           FROM request q JOIN replica p ON p.did_id = q.did_id AND p.storage_id = q.storage_id
+                          WHERE q.id = ANY (%(ids)s::bigint[])
+                          ORDER BY p.did_id, p.storage_id FOR UPDATE OF p)
            UPDATE replica r SET claimed_until = h.claimed_until, fence = r.fence + 1
              FROM held h WHERE r.did_id = h.did_id AND r.storage_id = h.storage_id""",
-        dids=[row.did_id for row in rows],
-        storages=[row.storage_id for row in rows],
-        untils=[row.claimed_until for row in rows],
+        ids=integers(row.id for row in rows),
     )
 
 
@@ -225,8 +229,8 @@ def set_sources(tx: Tx, sources: Mapping[int, int]) -> None:
     tx.run(
         """UPDATE request r SET source_storage_id = s.storage_id
              FROM unnest(%(ids)s::bigint[], %(storages)s::int[]) AS s (id, storage_id) WHERE r.id = s.id""",
-        ids=list(sources.keys()),
-        storages=list(sources.values()),
+        ids=integers(sources.keys()),
+        storages=integers(sources.values()),
     )
 
 
@@ -240,7 +244,7 @@ def load_files(tx: Tx, ids: Collection[int]) -> Sequence[Row[Any]]:
              FROM unnest(%(ids)s::bigint[]) AS q (id) JOIN request r ON r.id = q.id
              JOIN did d ON d.id = r.did_id JOIN scope s ON s.id = d.scope_id
              LEFT JOIN replica p ON p.did_id = r.did_id AND p.storage_id = r.storage_id AND p.state = 'copying'""",
-        ids=list(ids),
+        ids=integers(ids),
     )
 
 
@@ -249,7 +253,7 @@ def load_replicas(tx: Tx, did_ids: Collection[int]) -> Sequence[Row[Any]]:
     return tx.rows(
         """SELECT r.did_id, r.storage_id, r.state, r.path FROM unnest(%(dids)s::bigint[]) AS q (did_id)
              JOIN replica r ON r.did_id = q.did_id WHERE r.state <> 'deleted' ORDER BY 1, 2""",
-        dids=sorted(set(did_ids)),
+        dids=integers(sorted(set(did_ids))),
     )
 
 
@@ -264,9 +268,9 @@ def load_holds(tx: Tx, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
                            JOIN lock l ON l.did_id = a.parent_id AND l.storage_id = q.storage_id
                           WHERE NOT l.is_released)
            SELECT DISTINCT held.id, rule.source_expression_id FROM held JOIN rule ON rule.id = held.rule_id""",
-        ids=[row.id for row in rows],
-        dids=[row.did_id for row in rows],
-        storages=[row.storage_id for row in rows],
+        ids=integers(row.id for row in rows),
+        dids=integers(row.did_id for row in rows),
+        storages=integers(row.storage_id for row in rows),
     )
 
 
@@ -285,9 +289,9 @@ def load_failures(tx: Tx, rows: Sequence[Row[Any]]) -> tuple[dict[tuple[int, int
              JOIN attempt a ON a.did_id = q.did_id AND a.storage_id = q.storage_id AND a.request_id = q.id
             WHERE a.ended_at >= %(since)s AND a.error_class IS NOT NULL AND a.source_storage_id IS NOT NULL
             GROUP BY 1, 2""",
-        ids=[row.id for row in rows],
-        dids=[row.did_id for row in rows],
-        storages=[row.storage_id for row in rows],
+        ids=integers(row.id for row in rows),
+        dids=integers(row.did_id for row in rows),
+        storages=integers(row.storage_id for row in rows),
         since=min(row.created_at for row in rows),
         exists=str(ErrorClass.DESTINATION_EXISTS),
     )

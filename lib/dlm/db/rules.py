@@ -17,17 +17,26 @@ LIVE = "('declared', 'waiting_approval', 'suspended', 'impossible', 'stuck', 're
 # A delayed rule before its start. Whatever else happens to it, it is not judged: it would be placed.
 WAITS = "(r.state = 'declared' AND r.starts_at IS NOT NULL AND r.starts_at > %(now)s)"
 
-_SHOWN = """
+# What a live rule moves to: past rules that were moved on themselves to the first that lives. Of one that ended: what took over.
+_MOVES_TO = """
+    CASE WHEN r.successor_id IS NOT NULL THEN (
+        WITH RECURSIVE way AS (
+            SELECT s.uuid, s.successor_id, s.state IN ('letting_go', 'gone') AND r.state NOT IN ('letting_go', 'gone') AS is_past
+              FROM rule s WHERE s.id = r.successor_id
+             UNION ALL
+            SELECT s.uuid, s.successor_id, s.state IN ('letting_go', 'gone')
+              FROM way JOIN rule s ON s.id = way.successor_id WHERE way.is_past)
+        SELECT uuid FROM way WHERE NOT is_past) END"""
+
+_SHOWN = f"""
     r.id, r.uuid, r.did_id, sc.name AS scope, d.name AS name, d.kind, d.files, d.size_bytes, a.name AS account, r.copies,
-    r.account_id, r.expression_id, r.surplus_after,
-    e.canonical AS storages, se.canonical AS sources, r.grouping, r.spread, r.weight, r.state, r.reason, r.priority, r.activity,
-    r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.starts_at, r.expires_at, r.next_judge_at, n.uuid AS moves_to,
+    r.account_id, r.expression_id, e.canonical AS storages, se.canonical AS sources, r.grouping, r.spread, r.weight, r.state,
+    r.reason, r.priority, r.activity, r.comment, r.is_locked, r.is_suspended, r.created_at, r.state_since, r.starts_at,
+    r.expires_at, r.next_judge_at, {_MOVES_TO} AS moves_to,
     (SELECT p.uuid FROM rule p WHERE p.successor_id = r.id AND p.state NOT IN ('letting_go', 'gone') LIMIT 1) AS moves_from"""
 _FROM = """
     FROM rule r JOIN did d ON d.id = r.did_id JOIN scope sc ON sc.id = d.scope_id JOIN account a ON a.id = r.account_id
-    JOIN expression e ON e.id = r.expression_id LEFT JOIN expression se ON se.id = r.source_expression_id
-    LEFT JOIN rule n ON n.id = r.successor_id
-     AND (n.state NOT IN ('letting_go', 'gone') OR n.successor_id IS NOT NULL OR r.state IN ('letting_go', 'gone'))"""
+    JOIN expression e ON e.id = r.expression_id LEFT JOIN expression se ON se.id = r.source_expression_id"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +68,11 @@ class NewRule:
 
 
 def ensure_expressions(tx: Tx, matches: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """The ids of these canonical expressions, made where missing with the storages they match now; two statements."""
+    """The ids of these canonical expressions, made where missing with the storages they match now; one to three statements."""
     texts = sorted(matches)
+    known = _expressions(tx, texts)
+    if len(known) == len(texts):
+        return known
     tx.run(
         """INSERT INTO expression (canonical, storage_ids, evaluated_at)
            SELECT t, string_to_array(ids, ',')::int[], %(now)s FROM unnest(%(texts)s::text[], %(ids)s::text[]) AS n (t, ids)
@@ -68,7 +80,11 @@ def ensure_expressions(tx: Tx, matches: Mapping[str, Sequence[int]]) -> dict[str
         texts=texts,
         ids=[",".join(map(str, sorted(matches[text]))) for text in texts],
     )
-    rows = tx.rows("SELECT id, canonical FROM expression WHERE canonical = ANY (%(texts)s::text[])", texts=texts)
+    return _expressions(tx, texts)
+
+
+def _expressions(tx: Tx, texts: Sequence[str]) -> dict[str, int]:
+    rows = tx.rows("SELECT id, canonical FROM expression WHERE canonical = ANY (%(texts)s::text[])", texts=list(texts))
     return {row.canonical: row.id for row in rows}
 
 
@@ -146,6 +162,12 @@ def get(tx: Tx, uuid: str, *, hold: bool = False) -> Row[Any] | None:
 def get_many(tx: Tx, ids: Sequence[int]) -> Sequence[Row[Any]]:
     """Rules by id, in id order; one statement."""
     return tx.rows(f"SELECT {_SHOWN} {_FROM} WHERE r.id = ANY (%(ids)s::bigint[]) ORDER BY r.id", ids=list(ids))
+
+
+def get_by_uuids(tx: Tx, uuids: Sequence[str]) -> dict[str, Row[Any]]:
+    """Rules as people see them, by public id; one statement."""
+    rows = tx.rows(f"SELECT {_SHOWN} {_FROM} WHERE r.uuid = ANY (%(uuids)s::uuid[])", uuids=list(uuids))
+    return {row.uuid: row for row in rows}
 
 
 def list_page(
@@ -267,13 +289,15 @@ def set_successor(tx: Tx, rule_id: int, uuid: str) -> None:
     tx.run("UPDATE rule SET successor_id = (SELECT id FROM rule WHERE uuid = %(uuid)s::uuid) WHERE id = %(id)s", id=rule_id, uuid=uuid)
 
 
-# From a live rule to what takes its place: through rules that were moved on themselves.
+# From a live rule to what takes its place: through rules that were moved on themselves, to one that is ok. Of a hundred
+# thousand moves on their way the join leaves those that may be over.
 _WAY = """
     way AS (
-        SELECT id, successor_id AS next_id FROM rule WHERE successor_id IS NOT NULL AND state NOT IN ('letting_go', 'gone')
-         UNION
-        SELECT way.id, s.successor_id FROM way JOIN rule s ON s.id = way.next_id
-         WHERE s.successor_id IS NOT NULL AND s.state IN ('letting_go', 'gone'))"""
+        SELECT o.id, s.id AS next_id, s.state, s.successor_id FROM rule o JOIN rule s ON s.id = o.successor_id
+         WHERE o.successor_id IS NOT NULL AND o.state NOT IN ('letting_go', 'gone') AND s.state IN ('ok', 'letting_go', 'gone')
+         UNION ALL
+        SELECT way.id, s.id, s.state, s.successor_id FROM way JOIN rule s ON s.id = way.successor_id
+         WHERE way.state IN ('letting_go', 'gone') AND s.state IN ('ok', 'letting_go', 'gone'))"""
 
 
 def let_go_moved(tx: Tx, limit: int) -> Sequence[Row[Any]]:
@@ -287,7 +311,7 @@ def let_go_moved(tx: Tx, limit: int) -> Sequence[Row[Any]]:
                 due AS (
                     SELECT o.id, o.state AS was, s.id AS to_id, s.uuid AS to_uuid
                       FROM way JOIN rule s ON s.id = way.next_id JOIN rule o ON o.id = way.id
-                     WHERE s.state = 'ok' AND NOT o.is_locked AND o.state IN {LIVE}
+                     WHERE way.state = 'ok' AND s.state = 'ok' AND NOT o.is_locked AND NOT o.is_suspended AND o.state IN {LIVE}
                      ORDER BY o.id LIMIT %(limit)s FOR UPDATE OF o, s SKIP LOCKED)
             UPDATE rule r SET state = 'letting_go', reason = 'moved to rule ' || due.to_uuid, successor_id = due.to_id,
                    state_since = %(now)s, next_judge_at = %(now)s
@@ -395,8 +419,8 @@ def expressions(tx: Tx) -> Sequence[Row[Any]]:
     )
 
 
-def set_matches(tx: Tx, matches: Mapping[int, Sequence[int]]) -> Sequence[int]:
-    """Store what expressions match now and return the ids of the live rules that use them; two statements."""
+def set_matches(tx: Tx, matches: Mapping[int, Sequence[int]]) -> Sequence[Row[Any]]:
+    """Store what expressions match now and return the live rules that use them: (id, copies); two statements."""
     ids = sorted(matches)
     tx.run(
         """UPDATE expression e SET storage_ids = string_to_array(n.ids, ',')::int[], evaluated_at = %(now)s
@@ -404,8 +428,7 @@ def set_matches(tx: Tx, matches: Mapping[int, Sequence[int]]) -> Sequence[int]:
         expressions=ids,
         ids=[",".join(map(str, sorted(matches[id_]))) for id_ in ids],
     )
-    rows = tx.rows(f"SELECT id FROM rule WHERE expression_id = ANY (%(ids)s::int[]) AND state IN {LIVE} ORDER BY id", ids=ids)
-    return [row.id for row in rows]
+    return tx.rows(f"SELECT id, copies FROM rule WHERE expression_id = ANY (%(ids)s::int[]) AND state IN {LIVE} ORDER BY id", ids=ids)
 
 
 def impossible(tx: Tx) -> Sequence[int]:

@@ -101,6 +101,11 @@ class Blueprint(SmorestBlueprint):
 
     ARGUMENTS_PARSER = Parser()
 
+    def arguments(self, schema: Any, **options: Any) -> Callable[[Any], Any]:
+        """Give the view what the schema reads; one instance for all requests, as making one copies every field."""
+        made: Callable[[Any], Any] = super().arguments(schema() if isinstance(schema, type) else schema, **options)
+        return made
+
     def answers(self, schema: type[Schema], status: int = 200, *, streams: bool = False) -> Callable[[Any], Any]:
         """Document what the view returns; `streams` when it also comes as NDJSON."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from flask import Response, current_app, g, json, request, stream_with_context
+import orjson
+from flask import Response, current_app, g, request, stream_with_context
 
 from dlm.config import Settings
 from dlm.core import accounts
@@ -16,8 +17,10 @@ from dlm.db.engine import Database, Tx
 from dlm.errors import DlmError
 from dlm.types import Page
 from dlm.web.body import NDJSON
+from dlm.web.gathering import Gathering
 
-STREAM_PAGE = 5000
+STREAM_FIRST, STREAM_PAGE = 200, 2000  # lines: the first come soon, and memory stays flat
+_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 FetchPage = Callable[[Tx, Page], tuple[Sequence[Any], str | None]]
 Show = Callable[[Any], dict[str, Any]]
@@ -25,10 +28,12 @@ Show = Callable[[Any], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Web:
-    """What the app was made with."""
+    """What the app was made with, and who waits for a turn."""
 
     database: Database
     settings: Settings
+    identities: Gathering = field(default_factory=Gathering)
+    declarations: Gathering = field(default_factory=Gathering)
 
 
 def web() -> Web:
@@ -84,7 +89,7 @@ def listed(name: str, fetch: FetchPage, page: Page, show: Show = dict) -> Respon
     if NDJSON not in request.accept_mimetypes.values():
         rows, cursor = _page(name, fetch, page)
         return {"items": [show(row) for row in rows], "next": cursor}
-    first = _page(name, fetch, Page(STREAM_PAGE, page.after))  # what is wrong shows before the status is sent
+    first = _page(name, fetch, Page(STREAM_FIRST, page.after))  # what is wrong shows before the status is sent
     return Response(stream_with_context(_lines(name, fetch, first, show)), mimetype=NDJSON)
 
 
@@ -93,10 +98,11 @@ def _page(name: str, fetch: FetchPage, page: Page) -> tuple[Sequence[Any], str |
         return fetch(tx, page)
 
 
-def _lines(name: str, fetch: FetchPage, found: tuple[Sequence[Any], str | None], show: Show) -> Iterator[str]:
+def _lines(name: str, fetch: FetchPage, found: tuple[Sequence[Any], str | None], show: Show) -> Iterator[bytes]:
+    other = current_app.json.default  # type: ignore[attr-defined]
     while True:
         rows, cursor = found
-        yield "".join(json.dumps(show(row)) + "\n" for row in rows)
+        yield b"".join([orjson.dumps(show(row), other, _LINE) for row in rows])
         if cursor is None:
             return
         found = _page(name, fetch, Page(STREAM_PAGE, cursor))

@@ -31,6 +31,7 @@ log = logging.getLogger("dlm.web")
 GRACE_S = 10.0
 TURN_S = 0.2
 MAX_CONNECTIONS = 1000  # idle or slow ones cost a socket, not a thread
+MAX_UNSENT_BYTES = 2 << 20  # of one answer: whoever writes it waits for its reader then
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -89,6 +90,7 @@ def listen(app: Flask, settings: Settings, sockets: dict[int, Any]) -> Any:
             port=settings.web_port,
             threads=settings.web_threads,
             connection_limit=MAX_CONNECTIONS,
+            outbuf_high_watermark=MAX_UNSENT_BYTES,
             max_request_body_size=max(REFUSED_AT * settings.web_max_body_bytes, settings.web_max_upload_bytes) + 1,
             ident=None,
         )

@@ -5,6 +5,7 @@ Registration is the bulk way in: its body is parsed once and goes to the core as
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from flask import request
@@ -111,9 +112,13 @@ class Sources(Answer):
     items = fields.List(fields.Nested(Source), required=True)
 
 
+_PLAIN = tuple(name for name in Replica._declared_fields if name not in ("did", "path"))
+_plain_values = attrgetter(*_PLAIN)
+
+
 def _replica(row: Any) -> dict[str, Any]:
-    plain = {name: getattr(row, name) for name in Replica._declared_fields if name not in ("did", "path")}
-    return {"did": f"{row.scope}:{row.name}", "path": replicas.path_of(row), **plain}
+    plain = zip(_PLAIN, _plain_values(row), strict=True)
+    return {"did": f"{row.scope}:{row.name}", "path": replicas.path_of(row), **dict(plain)}
 
 
 def _registration(query: dict[str, Any]) -> dict[str, Any]:

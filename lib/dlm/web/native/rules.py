@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from flask import g, request
 from marshmallow import Schema, ValidationError, fields, validate
 
-from dlm.core import amending, moving, plan, rules
+from dlm.core import amending, declaring, moving, plan, rules
 from dlm.core.names import MAX_BATCH
 from dlm.types import Grouping, RuleState
 from dlm.web.access import permission
@@ -201,9 +202,25 @@ def _own_accounts(bodies: list[dict[str, Any]]) -> None:
 def declare(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """Declare a rule: it is written as intent and answered at once; the judge does the rest"""
     _own_accounts([body])
+    wish = _wish(body)
+    if wish.idempotency_key is None:
+        return _declare_together(wish), 201
     with begin("rule.add") as tx:
-        made = rules.declare(tx, [_wish(body)])[0]
+        made = rules.declare(tx, [wish])[0]
         return rules.get(tx, made.id), 201 if made.is_new else 200
+
+
+def _declare_together(wish: rules.Declaration) -> dict[str, Any]:
+    """The new rule; what the account asks for at the same time is declared in one transaction."""
+    database, actor = web().database, g.identity
+
+    def carry_out(asked: Sequence[declaring.Asked]) -> list[dict[str, Any]]:
+        with database.begin("web.rule.add", actor) as tx:
+            return declaring.declare_each(tx, asked)
+
+    key = (actor.account_id, actor.account, actor.roles)
+    answer: dict[str, Any] = web().declarations.ask(key, declaring.Asked(wish, actor.request_id), carry_out)
+    return answer
 
 
 @blp.route("/many", methods=["POST"])

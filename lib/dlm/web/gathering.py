@@ -1,0 +1,91 @@
+"""Calls that come while another one of their kind is under way are carried out together, in one transaction.
+
+Nobody waits for company: who comes first goes alone. What comes meanwhile would wait for a processor, or for the disk,
+anyway; the next turn takes all of it, so that what a transaction costs is shared by those who wait for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlm.errors import DlmError, Transient
+
+MOST = 100  # calls in one turn
+
+CarryOut = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    item: Any
+    answer: Any = None
+    failure: DlmError | None = None
+    had_turn: bool = False
+
+
+@dataclass(slots=True)
+class _Queue:
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    waiting: list[_Call] = field(default_factory=list)
+    callers: int = 0
+
+
+class Gathering:
+    """Queues of calls, one for each key: only calls of one key are carried out together."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queues: dict[Hashable, _Queue] = {}
+
+    def ask(self, key: Hashable, item: Any, carry_out: CarryOut) -> Any:
+        """The answer to this item. `carry_out` answers each of the items it is given, or does nothing and raises.
+
+        When it refuses several, each is carried out alone, so that it meets its own error and no other's.
+        """
+        call = _Call(item)
+        queue = self._enter(key, call)
+        try:
+            with queue.turn:
+                while not call.had_turn:
+                    _turn(self._take(queue), carry_out)
+        finally:
+            self._leave(key, queue)
+        if call.failure is not None:
+            raise call.failure
+        return carry_out([item])[0] if call.answer is None else call.answer
+
+    def _enter(self, key: Hashable, call: _Call) -> _Queue:
+        with self._lock:
+            queue = self._queues.setdefault(key, _Queue())
+            queue.callers += 1
+            queue.waiting.append(call)
+        return queue
+
+    def _take(self, queue: _Queue) -> list[_Call]:
+        with self._lock:
+            taken, queue.waiting = queue.waiting[:MOST], queue.waiting[MOST:]
+        return taken
+
+    def _leave(self, key: Hashable, queue: _Queue) -> None:
+        with self._lock:
+            queue.callers -= 1
+            if not queue.callers:
+                del self._queues[key]
+
+
+def _turn(calls: Sequence[_Call], carry_out: CarryOut) -> None:
+    """Carry out these calls together; those without answer and failure afterwards are for their callers."""
+    for call in calls:
+        call.had_turn = True
+    try:
+        answers = carry_out([call.item for call in calls])
+    except DlmError as error:
+        if len(calls) == 1 or isinstance(error, Transient):  # what may pass is not tried again for each
+            for call in calls:
+                call.failure = error
+        return
+    for call, answer in zip(calls, answers, strict=True):
+        call.answer = answer
