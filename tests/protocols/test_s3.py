@@ -84,7 +84,7 @@ class TestConditions:
         self, storage: StorageProtocol, moto_s3: Place, size: int, point: str
     ) -> None:
         content = os.urandom(size)
-        for there in (content, content[:-1] + b"?"):
+        for there in (content, content[:-1] + bytes([content[-1] ^ 1])):
             with moto_s3.storage(storage.ref.prefix.removeprefix(moto_s3.prefix + "/")) as other:
                 effects.install(lambda reached, there=there, other=other: between(reached, point, other, there))
                 try:
