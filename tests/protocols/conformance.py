@@ -7,6 +7,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -126,6 +127,20 @@ class ProtocolConformance:
             storage.write("d/f", broken(), attempt="1")
         assert storage.stat("d/f") is None
         assert list(storage.list()) == []
+        assert storage.remove_temporaries("1") == 0
+
+    def test_what_is_stored_is_proven_before_it_counts(self, storage: StorageProtocol) -> None:
+        found: list[Checksums] = []
+        storage.write("d/f", [b"a", b"bc"], attempt="1", prove=lambda read_back: found.append(read_back(("md5",))))
+        assert found == [Checksums(md5="900150983cd24fb0d6963f7d28e17f72")]
+
+        def wrong(_: object) -> None:
+            raise StorageError(ErrorClass.CHECKSUM_MISMATCH, "wrong")
+
+        for path, replace in (("d/g", False), ("d/g", True)):
+            act = partial(storage.write, path, [b"x"], attempt="1", replace=replace, prove=wrong)
+            assert refusal(act) == ErrorClass.CHECKSUM_MISMATCH
+        assert [entry.path for entry in storage.list()] == ["d/f"]
         assert storage.remove_temporaries("1") == 0
 
     def test_checksums_are_computed_as_asked(self, storage: StorageProtocol) -> None:

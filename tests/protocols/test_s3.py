@@ -13,6 +13,7 @@ import pytest
 from dlm import effects
 from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol
+from dlm.protocols.interface import ReadBack
 from dlm.types import ErrorClass
 from protocols.conformance import ProtocolConformance, get, put, refusal
 from protocols.faults import NetworkFaults, not_trusted, read_only
@@ -69,6 +70,52 @@ class TestFaults(NetworkFaults):
     def storage(self, place: Place) -> Iterator[StorageProtocol]:
         with claimed(place, COUNT) as storage:
             yield storage
+
+
+class TestProof:
+    """What has its name before it was read back goes again if it is wrong, and only that."""
+
+    @pytest.fixture
+    def storage(self, moto_s3: Place) -> Iterator[StorageProtocol]:
+        with claimed(moto_s3, COUNT) as storage:
+            yield storage
+
+    @pytest.mark.parametrize(("wrong_times", "stays"), [(0, True), (1, True), (2, False)])
+    @pytest.mark.parametrize("size", [7, 6 << 20])
+    def test_only_what_is_wrong_at_a_second_look_too_is_removed(
+        self, storage: StorageProtocol, wrong_times: int, stays: bool, size: int
+    ) -> None:
+        left = [wrong_times]
+
+        def prove(read_back: ReadBack) -> None:
+            assert read_back(("adler32",)) == storage.checksum("f")
+            left[0] -= 1
+            if left[0] >= 0:
+                raise StorageError(ErrorClass.CHECKSUM_MISMATCH, "wrong")
+
+        def act() -> object:
+            return storage.write("f", [os.urandom(size)], attempt="1", prove=prove)
+
+        assert (act() is not None) if stays else refusal(act) == ErrorClass.CHECKSUM_MISMATCH
+        assert (storage.stat("f") is not None) is stays
+
+    def test_what_another_attempt_has_made_right_meanwhile_stays(self, storage: StorageProtocol) -> None:
+        looks = itertools.count(1)
+
+        def prove(_: ReadBack) -> None:
+            if next(looks) == 2:
+                put(storage, "f", b"right", attempt="2", replace=True)
+            raise StorageError(ErrorClass.CHECKSUM_MISMATCH, "wrong")
+
+        assert refusal(lambda: storage.write("f", [b"wrong"], attempt="1", prove=prove)) == ErrorClass.CHECKSUM_MISMATCH
+        assert get(storage, "f") == b"right"
+
+    def test_what_cannot_be_read_back_now_stays(self, storage: StorageProtocol) -> None:
+        def prove(_: ReadBack) -> None:
+            raise StorageError(ErrorClass.TIMEOUT, "no answer")
+
+        assert refusal(lambda: storage.write("f", [b"x"], attempt="1", prove=prove)) == ErrorClass.TIMEOUT
+        assert get(storage, "f") == b"x"
 
 
 class TestConditions:

@@ -54,6 +54,7 @@ class Way:
     def __init__(self, source: Place, destination: Place) -> None:
         self.source = self._claimed(source, 1, SOURCE_ID)
         self.destination = self._claimed(destination, 2, DESTINATION_ID)
+        self._below = destination.directory / ("bucket" if destination.scheme == "s3" else "")
 
     @staticmethod
     def _claimed(place: Place, storage_id: int, uuid: str) -> StorageProtocol:
@@ -84,6 +85,13 @@ class Way:
         """The destination's files and their content; fails if temporaries remain."""
         assert self.destination.remove_temporaries("0", "1.1", "1.2") == 0
         return {entry.path: get(self.destination, entry.path) for entry in self.destination.list()}
+
+    def spoil(self, content: bytes) -> None:
+        """Change what lies behind the destination's server, under whatever name, and has this content."""
+        root = self._below / self.destination.ref.prefix.rpartition("/")[2]
+        for file in root.rglob("*"):
+            if file.is_file() and file.read_bytes() == content:
+                file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
     def close(self) -> None:
         self.source.close()
@@ -162,13 +170,55 @@ def test_a_source_that_is_not_what_it_should_be_never_gets_a_name(way: Way) -> N
     assert way.arrived() == {}
 
 
+STORED = ("posix.fsync:after", "s3.put:after", "s3.complete:after", "dav.put:after", "sftp.write:after")
+NAMING = ("posix.rename:before", "dav.move:before", "sftp.rename:before")
+
+
 @into_each
-def test_what_was_stored_wrong_is_noticed_and_removed(way: Way, at_point: Callable[..., None]) -> None:
-    copy = way.give("f", b"content")
-    at_point("stream.write:after", lambda: way.destination.write("to/f", [b"contenT"], attempt="9", replace=True))
-    [outcome] = way.run(copy)
+@pytest.mark.parametrize("size", [7, (5 << 20) + 7])
+def test_what_was_stored_wrong_is_noticed_before_it_has_a_name(way: Way, size: int) -> None:
+    content = os.urandom(size)
+    copy, reached = way.give("f", content), []
+
+    def spoil(point: str) -> None:
+        reached.append(point)
+        if point in STORED:
+            way.spoil(content)
+
+    effects.install(spoil)
+    try:
+        [outcome] = way.run(copy)
+    finally:
+        effects.install(None)
     assert (outcome.error_class, outcome.side) == (ErrorClass.CHECKSUM_MISMATCH, "destination")
+    assert set(reached) & set(STORED) and not set(reached) & set(NAMING)
     assert way.arrived() == {}
+    assert way.run(replace(copy, attempt="1.2"))[0].ok
+
+
+@into_each
+def test_what_naming_has_lost_does_not_count(way: Way, at_point: Callable[..., None]) -> None:
+    copies = [way.give("f", b"content"), way.give("g", b"content")]
+    at_point("stream.write:after", lambda: way.destination.write("to/f", [b"cont"], attempt="9", replace=True))
+    [short] = way.run(copies[0])
+    at_point("stream.write:after", lambda: way.destination.delete("to/g"))
+    [lost] = way.run(copies[1])
+    for outcome in (short, lost):
+        assert (outcome.error_class, outcome.side) == (ErrorClass.CHECKSUM_MISMATCH, "destination")
+    assert way.arrived() == {}
+
+
+@into_each
+def test_what_is_stored_too_late_gets_no_name(way: Way) -> None:
+    copy = way.give("f", b"content")
+    reached: list[str] = []
+    effects.install(reached.append)
+    try:
+        [outcome] = way.run(copy, stop=lambda: bool(set(reached) & set(STORED)))
+    finally:
+        effects.install(None)
+    assert outcome.error_class == ErrorClass.INTERRUPTED and not set(reached) & set(NAMING)
+    assert way.run(replace(copy, attempt="1.2"))[0].ok
 
 
 @into_each

@@ -86,6 +86,9 @@ class Chunks:
         self.close()
 
 
+ReadBack = Callable[[Collection[str]], Checksums]  # the digests that are asked for, of what is stored
+
+
 class StorageProtocol(ABC):
     """Speaks to one storage. Cheap to make, may be used by several threads.
 
@@ -122,12 +125,17 @@ class StorageProtocol(ABC):
         replace: bool = False,
         algorithms: Collection[str] = ("adler32",),
         size_bytes: int | None = None,
+        prove: Callable[[ReadBack], None] | None = None,
     ) -> Written:
         """Store the chunks durably, then name them `path` atomically.
 
         Content that stands there already: the same is adopted, other content is DESTINATION_EXISTS, unless
         `replace`. Until the end the bytes have a temporary name that carries the attempt; on failure it is removed.
         `size_bytes`, where it is known before, is announced to a storage that wants to be told.
+
+        `prove` is called once the bytes are stored, and gets the way to digest them there; what it raises ends the
+        write before anything has the name. A storage without temporary names (S3) has named them by then: it removes
+        them again, if that raised CHECKSUM_MISMATCH, and does so at a second look. Adopted content was compared.
         """
 
     @abstractmethod

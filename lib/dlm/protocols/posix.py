@@ -13,7 +13,7 @@ from pathlib import Path
 from dlm import effects, staging
 from dlm.digest import Digest
 from dlm.errors import StorageError
-from dlm.protocols.interface import Chunks, Entry, Space, Stat, StorageProtocol, Written
+from dlm.protocols.interface import Chunks, Entry, ReadBack, Space, Stat, StorageProtocol, Written
 from dlm.rooted import MARKER, SIBLING, TEMPORARIES, Root, open_to_list, shown, split, sync_directory, translating
 from dlm.types import Checksums, ErrorClass
 
@@ -49,6 +49,7 @@ class PosixProtocol(StorageProtocol):
         replace: bool = False,
         algorithms: Collection[str] = ("adler32",),
         size_bytes: int | None = None,
+        prove: Callable[[ReadBack], None] | None = None,
     ) -> Written:
         digest = Digest(algorithms)
         with self._marked_root() as root:
@@ -60,6 +61,9 @@ class PosixProtocol(StorageProtocol):
                     with translating("write", path, "destination"):
                         write_all(staged.fd, chunk)
                 with translating("write", path, "destination"):
+                    _sync(staged)
+                    if prove is not None:
+                        prove(lambda wanted: _digests(staged.fd, path, wanted))
                     adopted = not _publish_durably(root, staged, replace)
             finally:
                 staging.discard(root, staged)
@@ -93,15 +97,12 @@ class PosixProtocol(StorageProtocol):
             yield from _walk(root, prefix)
 
     def checksum(self, path: str, algorithms: Collection[str] = ("adler32",)) -> Checksums:
-        digest = Digest(algorithms)
         with self._marked_root() as root:
             fd = root.open_file(path)
-        # Drop the cached pages first: what is asked is what the disk holds.
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        with Chunks(_blocks(fd, path, 0, None), lambda: os.close(fd)) as chunks:
-            for chunk in chunks:
-                digest.update(chunk)
-        return Checksums(**digest.hexdigests())
+        try:
+            return _digests(fd, path, algorithms)
+        finally:
+            os.close(fd)
 
     def space(self) -> Space:
         with Root(self.ref.prefix) as root, translating("measure", self.ref.prefix):
@@ -176,11 +177,23 @@ def _blocks(fd: int, path: str, offset: int, length: int | None) -> Iterator[byt
         left = None if left is None else left - len(block)
 
 
-def _publish_durably(root: Root, staged: staging.Staged, replace: bool) -> bool:
-    """True once the staged file has its name; False when the same content has it already; both durable."""
+def _digests(fd: int, path: str, algorithms: Collection[str]) -> Checksums:
+    """The digests of what the disk holds: pages that are cached are dropped first."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    digest = Digest(algorithms)
+    for block in _blocks(fd, path, 0, None):
+        digest.update(block)
+    return Checksums(**digest.hexdigests())
+
+
+def _sync(staged: staging.Staged) -> None:
     effects.point("posix.fsync:before")
     os.fsync(staged.fd)
     effects.point("posix.fsync:after")
+
+
+def _publish_durably(root: Root, staged: staging.Staged, replace: bool) -> bool:
+    """True once the staged file has its name; False when the same content has it already; both durable."""
     published = staging.publish(root, staged, replace=replace)
     if not published:
         _require_same(root, staged)

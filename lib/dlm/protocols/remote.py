@@ -7,10 +7,11 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 
 from dlm.digest import Digest
 from dlm.errors import StorageError
-from dlm.protocols.interface import Chunks, Entry, Stat, StorageProtocol, Written
+from dlm.protocols.interface import Chunks, Entry, ReadBack, Stat, StorageProtocol, Written
 from dlm.rooted import MARKER, SEAL, SIBLING, TEMPORARIES, parsed_marker, require_owner, shown, split
 from dlm.staging import temporary_name
 from dlm.types import Checksums, ErrorClass, ProtocolRef
@@ -19,6 +20,16 @@ MARKER_REMEMBERED_S = 5.0
 DEFAULT_TIMEOUT_S = 60.0
 NAME_LIMIT_BYTES = 255
 _NO_MARKER = "is this the right root?"
+
+
+@dataclass(frozen=True, slots=True)
+class Storing:
+    """How chunks are to be stored: the name until they have their own, and what must hold before they get it."""
+
+    temporary: str
+    replace: bool = False
+    size_bytes: int | None = None  # where it is known
+    prove: Callable[[str], None] = lambda _: None  # is called with the path under which the bytes are stored
 
 
 class RemoteProtocol(StorageProtocol):
@@ -58,10 +69,10 @@ class RemoteProtocol(StorageProtocol):
         """`read` without a look at the marker; the path is checked."""
 
     @abstractmethod
-    def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
+    def _store(self, path: str, chunks: Iterable[bytes], storing: Storing) -> bool:
         """Store the chunks under the path; False when the same content stood there when they were to be named.
 
-        `temporary` is the name until then; nothing of it is left, however this ends.
+        Nothing is left of the temporary, however this ends.
         """
 
     @abstractmethod
@@ -91,6 +102,7 @@ class RemoteProtocol(StorageProtocol):
         replace: bool = False,
         algorithms: Collection[str] = ("adler32",),
         size_bytes: int | None = None,
+        prove: Callable[[ReadBack], None] | None = None,
     ) -> Written:
         digest = Digest(algorithms)
         temporary = temporary_name(attempt, self._checked(path))
@@ -99,12 +111,21 @@ class RemoteProtocol(StorageProtocol):
             with self._open(path) as stored:
                 require_same(bytes_in, stored, path)
             return Written(digest.size_bytes, Checksums(**digest.hexdigests()), was_adopted=True)
-        published = self._store(path, bytes_in, temporary, replace, size_bytes)
+
+        def proven(stored: str) -> None:
+            if prove is not None:
+                prove(lambda wanted: self._digests(stored, wanted))
+
+        published = self._store(path, bytes_in, Storing(temporary, replace, size_bytes, proven))
         return Written(digest.size_bytes, Checksums(**digest.hexdigests()), was_adopted=not published)
 
     def checksum(self, path: str, algorithms: Collection[str] = ("adler32",)) -> Checksums:
+        return self._digests(self._checked(path), algorithms)
+
+    def _digests(self, path: str, algorithms: Collection[str]) -> Checksums:
+        """`checksum` without a look at the marker; the path is checked, or a temporary's."""
         digest = Digest(algorithms)
-        with self.read(path) as chunks:
+        with self._open(path) as chunks:
             for block in chunks:
                 digest.update(block)
         return Checksums(**digest.hexdigests())

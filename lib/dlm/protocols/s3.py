@@ -22,7 +22,7 @@ from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.network import readable
-from dlm.protocols.remote import RemoteProtocol, other_content, require_same
+from dlm.protocols.remote import RemoteProtocol, Storing, other_content, require_same
 from dlm.protocols.s3_client import CODES, bucket_of, made_client, translating
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
 from dlm.types import ErrorClass, ProtocolRef
@@ -157,16 +157,39 @@ class S3Protocol(RemoteProtocol):
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
+    def _store(self, path: str, chunks: Iterable[bytes], storing: Storing) -> bool:
         parts = _parts(chunks)
         first = next(parts, b"")
         second = next(parts, None)
         if second is None:
-            return self._put(path, first, replace)
-        upload = self._begun(path, f"{TEMPORARIES}/{temporary}")
+            is_new = self._put(path, first, storing.replace)
+        else:
+            is_new = self._put_in_parts(path, _all(first, second, parts), storing)
+        if is_new:
+            self._require_proof(path, storing.prove)
+        return is_new
+
+    def _require_proof(self, path: str, prove: Callable[[str], None]) -> None:
+        """Remove the file if it proves wrong twice and is the same both times, and raise what it proved to be.
+
+        Once is not enough: 1. we read wrong bytes and pause, 2. our lease ends, another attempt replaces the file,
+        3. we wake up, and would delete a good copy. What cannot be read now stays, and is the next attempt's to look at.
+        """
+        if _fault(path, prove) is None:
+            return
+        seen = self._head(path)
+        fault = _fault(path, prove)
+        if fault is None:
+            return
+        if seen is not None and (self._head(path) or {}).get("ETag") == seen["ETag"]:
+            self._delete_key(path)
+        raise fault
+
+    def _put_in_parts(self, path: str, parts: Iterable[bytes], storing: Storing) -> bool:
+        upload = self._begun(path, f"{TEMPORARIES}/{storing.temporary}")
         try:
-            self._send_parts(upload, _all(first, second, parts))
-            return self._completed(upload, path, replace)
+            self._send_parts(upload, parts)
+            return self._completed(upload, path, storing.replace)
         except BaseException:  # whatever ends it, also a signal: nothing of the parts stays
             with contextlib.suppress(StorageError):
                 self._abort(upload)
@@ -401,6 +424,17 @@ class S3Protocol(RemoteProtocol):
 
     def _make_root(self) -> None:
         """Nothing to make: a bucket is somebody's decision, and below it there are no directories."""
+
+
+def _fault(path: str, prove: Callable[[str], None]) -> StorageError | None:
+    """What the stored bytes proved to be, None if they are right; raises what leaves that open."""
+    try:
+        prove(path)
+    except StorageError as error:
+        if error.error_class != ErrorClass.CHECKSUM_MISMATCH:
+            raise
+        return error
+    return None
 
 
 def _unless_there(replace: bool) -> dict[str, str]:

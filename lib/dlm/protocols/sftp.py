@@ -22,7 +22,7 @@ from asyncssh import sftp as protocol
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
-from dlm.protocols.remote import MARKER_REMEMBERED_S, RemoteProtocol, not_a_file, require_file_names
+from dlm.protocols.remote import MARKER_REMEMBERED_S, RemoteProtocol, Storing, not_a_file, require_file_names
 from dlm.protocols.ssh import LOOP, connected, root_of, translating
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import ErrorClass, ProtocolRef
@@ -180,14 +180,15 @@ class SftpProtocol(RemoteProtocol):
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
-        there = self._attributes(path) if replace else None
+    def _store(self, path: str, chunks: Iterable[bytes], storing: Storing) -> bool:
+        there = self._attributes(path) if storing.replace else None
         if there is not None and not (_is_file(there) or stat.S_ISLNK(there.permissions or 0)):
             raise not_a_file(path)
-        staged = f"{TEMPORARIES}/{temporary}"
+        staged = f"{TEMPORARIES}/{storing.temporary}"
         try:
             self._pour(staged, chunks)
-            if self._publish(staged, path, replace):
+            storing.prove(staged)
+            if self._publish(staged, path, storing.replace):
                 return True
             self._require_same_as(staged, path)
             self._remove(staged)

@@ -18,7 +18,7 @@ from dlm.protocols.http import Answer, Request, Server, refused
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.multistatus import QUESTION, QUOTA_QUESTION, Resource, resources
 from dlm.protocols.network import root_url, tls_context
-from dlm.protocols.remote import RemoteProtocol, not_a_file, require_file_names
+from dlm.protocols.remote import RemoteProtocol, Storing, not_a_file, require_file_names
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import Checksums, ErrorClass, ProtocolRef
 
@@ -162,13 +162,12 @@ class WebDavProtocol(RemoteProtocol):
         base = unquote(self._base, errors="surrogateescape")
         return f"{base}/{path}" if path else base
 
-    def checksum(self, path: str, algorithms: Collection[str] = ("adler32",)) -> Checksums:
-        self._checked(path)
+    def _digests(self, path: str, algorithms: Collection[str]) -> Checksums:
         if self._gives_digests:
             told = self._told_digests(path, algorithms)
             if told is not None:
                 return told
-        return super().checksum(path, algorithms)
+        return super()._digests(path, algorithms)
 
     def _told_digests(self, path: str, algorithms: Collection[str]) -> Checksums | None:
         """The server's digests, None if it does not give all of them (some servers are asked one at a time)."""
@@ -196,19 +195,20 @@ class WebDavProtocol(RemoteProtocol):
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def _store(self, path: str, chunks: Iterable[bytes], temporary: str, replace: bool, size_bytes: int | None) -> bool:
-        if replace and (there := self._resource(path)) is not None and there.is_collection:
+    def _store(self, path: str, chunks: Iterable[bytes], storing: Storing) -> bool:
+        if storing.replace and (there := self._resource(path)) is not None and there.is_collection:
             raise not_a_file(path)  # it would be deleted with all that is in it
-        staged = f"{TEMPORARIES}/{temporary}"
+        staged = f"{TEMPORARIES}/{storing.temporary}"
         self._make_temporaries()
-        if any(character in _BENT for character in path) and self._bends(temporary):
+        if any(character in _BENT for character in path) and self._bends(storing.temporary):
             detail = f"path {shown(path)} refused: this server takes none of {_BENT} in the name of a moved file"
             raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
         try:
             effects.point("dav.put:before")
-            self._put(staged, chunks, size_bytes)
+            self._put(staged, chunks, storing.size_bytes)
             effects.point("dav.put:after")
-            if self._move(staged, path, replace):
+            storing.prove(staged)
+            if self._move(staged, path, storing.replace):
                 return True
             self._require_same_as(staged, path)
             self._delete(staged)

@@ -55,6 +55,9 @@ class Described(Protocol):
     def modified_at(self) -> datetime: ...
 
 
+ReadBack = Callable[[Collection[str]], Checksums]  # the digests that are asked for, of what is stored
+
+
 class Stored(Protocol):
     """What a write says of itself."""
 
@@ -82,7 +85,7 @@ class Storage(Protocol):
 
     def write(
         self, path: str, chunks: Iterable[bytes], *, attempt: str, replace: bool, algorithms: Collection[str],
-        size_bytes: int | None,
+        size_bytes: int | None, prove: Callable[[ReadBack], None],
     ) -> Stored: ...  # fmt: skip
 
     def checksum(self, path: str, algorithms: Collection[str]) -> Checksums: ...

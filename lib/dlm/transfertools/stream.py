@@ -3,7 +3,8 @@
 adopt    what stands at the destination and is right counts, and nothing is moved
 pour     the source is read once, digested on the way, into the destination's write
 judge    at the last byte, before anything gets its name: is this what the catalogue expects, did the source change
-verify   the destination's own digest of the stored bytes, or all of them read back; else the file goes again
+prove    the destination's own digest of the stored bytes, or all of them read back; only then they get their name
+look     what has the name now is of the right size
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 from dlm import effects
 from dlm.digest import Digest
 from dlm.errors import StorageError, Unsupported
 from dlm.rooted import shown
-from dlm.transfertools.interface import Copy, Described, Opener, Outcome, Storage, Transfertool
+from dlm.transfertools.interface import Copy, Described, Opener, Outcome, ReadBack, Storage, Transfertool
 from dlm.transfertools.local import MARGIN_S, UNAVAILABLE, as_they_finish
 from dlm.transfertools.local_group import Limits, algorithms, require_expected, require_size
 from dlm.types import Checksums, ErrorClass, ProtocolRef
@@ -136,11 +138,11 @@ def _moved(item: Item, limits: Limits) -> Outcome:
     with _blaming("destination"), contextlib.closing(_poured(item, before, digest, limits)) as chunks:
         written = item.destination.write(
             copy.destination_path, chunks, attempt=copy.attempt, replace=copy.replace, algorithms=(),
-            size_bytes=before.size_bytes,
+            size_bytes=before.size_bytes, prove=partial(_prove, item, digest, limits),
         )  # fmt: skip
         effects.point("stream.write:after")
-        sent = Checksums(**digest.hexdigests())
-        _verify(item, digest.size_bytes, sent, is_ours=not written.was_adopted)
+        _require_named(item, digest, limits, is_ours=not written.was_adopted)
+    sent = Checksums(**digest.hexdigests())
     moved = 0 if written.was_adopted else item.bytes_moved
     spent_s = time.monotonic() - item.started
     return Outcome(copy.request_id, True, digest.size_bytes, sent, written.was_adopted, moved, spent_s)
@@ -188,23 +190,39 @@ def _ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
             yield block
 
 
-# -- verify -----------------------------------------------------------------------------------------------------
+# -- prove ------------------------------------------------------------------------------------------------------
 
 
-def _verify(item: Item, size_bytes: int, sent: Checksums, *, is_ours: bool) -> None:
-    """CHECKSUM_MISMATCH unless the destination has stored what was sent; what it has instead is removed."""
-    path = item.copy.destination_path
-    there = item.destination.stat(path)
-    stored = Checksums()
-    if there is not None and there.size_bytes == size_bytes:
-        stored = item.destination.checksum(path, tuple(sent.known()))
-        if stored == sent:
-            return
+def _prove(item: Item, digest: Digest, limits: Limits, read_back: ReadBack) -> None:
+    """CHECKSUM_MISMATCH unless the destination has stored what was sent; INTERRUPTED if it is too late to name it."""
+    limits.check()  # nothing is found wrong, and removed, when another attempt may be at it
+    sent = Checksums(**digest.hexdigests())
+    try:
+        stored = read_back(tuple(sent.known()))
+    except StorageError as error:
+        if error.error_class != ErrorClass.SOURCE_MISSING:
+            raise
+        stored = Checksums()
+    if stored != sent:
+        raise _mismatch(item, digest, str(stored.known()) if stored.known() else "nothing")
+    limits.check()
+
+
+def _require_named(item: Item, digest: Digest, limits: Limits, *, is_ours: bool) -> None:
+    """CHECKSUM_MISMATCH unless a file of the size that was sent has the name now: naming may lose what was proven."""
+    there = item.destination.stat(item.copy.destination_path)
+    if there is not None and there.size_bytes == digest.size_bytes:
+        return
     if there is not None and is_ours:
-        item.destination.delete(path)
-    found = "nothing" if there is None else f"{there.size_bytes} bytes {stored.known()}"
-    detail = f"{shown(path)}: wrote {size_bytes} bytes {sent.known()}, read back {found}"
-    raise StorageError(ErrorClass.CHECKSUM_MISMATCH, detail)
+        limits.check()
+        item.destination.delete(item.copy.destination_path)
+    raise _mismatch(item, digest, "nothing" if there is None else f"{there.size_bytes} bytes")
+
+
+def _mismatch(item: Item, digest: Digest, found: str) -> StorageError:
+    path, sent = shown(item.copy.destination_path), digest.hexdigests()
+    detail = f"{path}: wrote {digest.size_bytes} bytes {sent}, read back {found}"
+    return StorageError(ErrorClass.CHECKSUM_MISMATCH, detail)
 
 
 # -- whose failure ----------------------------------------------------------------------------------------------
@@ -238,6 +256,8 @@ def _failure(copy: Copy, error: Exception, bytes_moved: int, spent_s: float) -> 
         side, error_class = error.facts.get("blamed"), ErrorClass(error.error_class)
     if side and error_class == ErrorClass.UNAVAILABLE:
         error_class = UNAVAILABLE[side]
+    if side == "destination" and error_class == ErrorClass.SOURCE_MISSING:
+        error_class = ErrorClass.IO  # it went while we looked at it; the source is not to be suspected
     return Outcome(
         copy.request_id, False, bytes_moved=bytes_moved, duration_s=spent_s, error_class=str(error_class),
         error=str(error), side=side,
