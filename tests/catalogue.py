@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
-from dlm.core import accounts, dids, files, replicas, sites, storages
+from dlm.core import accounts, dids, files, replicas, roots, sites, storages
 from dlm.db.engine import Database, Tx
 from dlm.types import DidKind
 
@@ -20,8 +20,8 @@ def fill(database: Database, root: Path) -> None:
         accounts.add_account(tx, "ann")
         accounts.add_scope(tx, "demo", "ann")
         sites.add_site(tx, "perth", {"country": "AU"})
-        for name in ("perth-disk", "perth-vault"):
-            storages.add_storage(tx, new_storage(name, root / name))
+    for name in ("perth-disk", "perth-vault"):
+        roots.add_storage(database.begin, new_storage(name, root / name))
 
 
 def new_storage(name: str, root: Path, **facts: Any) -> storages.NewStorage:

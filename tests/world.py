@@ -12,7 +12,7 @@ from typing import Any
 
 from dlm import config, did
 from dlm.clock import ManualClock
-from dlm.core import accounts, dids, files, replicas, rules, sites, storages, verify
+from dlm.core import accounts, dids, files, replicas, roots, rules, sites, verify
 from dlm.core.storages import NewProtocol, NewStorage
 from dlm.daemons.auditor import Auditor
 from dlm.daemons.conveyor import Conveyor
@@ -59,7 +59,8 @@ class World:
         with self.begin() as tx:
             if site not in {row.name for row in sites.list_sites(tx)[0]}:
                 sites.add_site(tx, site)
-            storages.add_storage(tx, NewStorage(name=name, site=site, protocols=[NewProtocol("posix", str(root))], **facts))
+        protocol = NewProtocol("posix", str(root))
+        roots.add_storage(self.begin, NewStorage(name=name, site=site, protocols=[protocol], **facts))
         return root
 
     def put(self, storage: str, contents: Mapping[str, bytes], dataset: str | None = None, *, verified: bool = False) -> None:

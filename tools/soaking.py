@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm import did
-from dlm.core import accounts, amending, dids, files, moving, replicas, rules, sites, storages, verify
+from dlm.core import accounts, amending, dids, files, moving, replicas, roots, rules, sites, verify
 from dlm.core.storages import NewProtocol, NewStorage
 from dlm.db import migrate
 from dlm.db.embedded import EmbeddedPostgres
@@ -173,9 +173,10 @@ def make_world(database: Database, root: Path) -> None:
         accounts.add_scope(tx, "soak", "soak")
         for site in sorted({*STORAGES.values(), "source"}):
             sites.add_site(tx, site)
-        for name, site in {**STORAGES, "origin": "source"}.items():
-            kind = "source" if name == "origin" else "disk"
-            storages.add_storage(tx, NewStorage(name, site, [NewProtocol("posix", str(root / name))], type=kind))
+    for name, site in {**STORAGES, "origin": "source"}.items():
+        kind = "source" if name == "origin" else "disk"
+        new = NewStorage(name, site, [NewProtocol("posix", str(root / name))], type=kind)
+        roots.add_storage(database.begin, new)
 
 
 def start_daemons(dsn: str, root: Path, each: int) -> dict[str, subprocess.Popen[bytes]]:

@@ -12,7 +12,7 @@ import pytest
 
 from catalogue import Beside, fill, last_event, new_storage, wait_until_blocked
 from dlm.cli.secrets import rotated
-from dlm.core import credentials, secrets, storages
+from dlm.core import credentials, roots, secrets, storages
 from dlm.db import audits
 from dlm.db.engine import SYSTEM, Database
 from dlm.errors import Conflict, Denied, InvalidInput, NotFound, StorageError
@@ -147,8 +147,8 @@ def test_a_new_storage_with_an_unknown_secret_is_refused_before_its_root_is_touc
 ) -> None:
     new = new_storage("new", tmp_path / "new")
     new = replace(new, protocols=[replace(new.protocols[0], credentials="nobody")])
-    with database.begin("test") as tx, pytest.raises(InvalidInput, match="no secret nobody") as caught:
-        storages.add_storage(tx, new)
+    with pytest.raises(InvalidInput, match="no secret nobody") as caught:
+        roots.add_storage(database.begin, new)
     assert caught.value.field == "protocols[0].credentials"
     assert not (tmp_path / "new").exists()
 
@@ -204,9 +204,8 @@ def test_of_naming_and_removing_a_secret_at_once_only_one_happens(database: Data
 
 def test_refs_open_each_secret_and_take_two_statements_for_any_number(database: Database, tmp_path: Path) -> None:
     add(database, *(f"s{number}" for number in range(12)))
-    with database.begin("many") as tx:
-        for number in range(10):
-            storages.add_storage(tx, new_storage(f"n{number}", tmp_path / f"n{number}"))
+    for number in range(10):
+        roots.add_storage(database.begin, new_storage(f"n{number}", tmp_path / f"n{number}"))
     for number in range(10):
         speak(database, f"n{number}", f"s{number}")
     with database.begin("refs") as tx:

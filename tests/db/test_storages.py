@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from catalogue import Beside, changes, fill, last_event, new_storage, register, wait_until_blocked
-from dlm.core import sites, storages
+from dlm import effects
+from dlm.core import roots, sites, storages
 from dlm.db import storages as rows
 from dlm.db.engine import Database
 from dlm.errors import Conflict, InvalidInput, NotFound, StorageError
@@ -62,7 +64,7 @@ def test_facts_that_no_site_has_are_refused(database: Database, facts: dict[str,
 
 def test_a_storage_starts_with_usage_marker_event_and_a_word_to_the_judge(database: Database, tmp_path: Path) -> None:
     with database.begin("test") as tx:
-        row = storages.add_storage(tx, new_storage("new", tmp_path / "a" / "new", attributes={"tier": "1"}))
+        row = roots.add_storage(database.begin, new_storage("new", tmp_path / "a" / "new", attributes={"tier": "1"}))
         assert (row.site, row.attributes, row.is_available) == ("perth", {"tier": "1"}, True)
         assert [(kind, storage) for kind, _, storage, _ in changes(tx)] == [("storages", row.id)]
         assert tx.scalar("SELECT used_bytes FROM storage_usage WHERE storage_id = %(id)s", id=row.id) == 0
@@ -78,7 +80,7 @@ def test_nothing_changes_under_a_root_that_is_added_without_writing(database: Da
     before = tree(mine)
     with database.begin("test") as tx:
         facts = {"can_write": False, "can_delete": False, "reason": "in place"}
-        row = storages.add_storage(tx, new_storage("mine", mine, **facts))
+        row = roots.add_storage(database.begin, new_storage("mine", mine, **facts))
         ref = rows.protocols(tx, [row.id])[row.id]
         assert ref.storage_uuid.startswith("root:")
         stat = open_protocol(ref).stat("deep/file")
@@ -94,7 +96,7 @@ def test_another_directory_in_the_place_of_an_unmarked_root_is_not_taken_for_it(
         path.mkdir()
         (path / "file").write_text("x")
     with database.begin("test") as tx:
-        row = storages.add_storage(tx, new_storage("mine", mine, can_write=False, reason="in place"))
+        row = roots.add_storage(database.begin, new_storage("mine", mine, can_write=False, reason="in place"))
         protocol = open_protocol(rows.protocols(tx, [row.id])[row.id])
     mine.rename(tmp_path / "away")
     other.rename(mine)
@@ -108,15 +110,15 @@ def test_switching_writing_on_puts_the_marker_into_the_root(database: Database, 
     mine.mkdir()
     (mine / "file").write_text("x")
     with database.begin("test") as tx:
-        row = storages.add_storage(tx, new_storage("mine", mine, can_write=False, reason="in place"))
-        storages.update_storage(tx, "mine", {"can_write": True})
+        row = roots.add_storage(database.begin, new_storage("mine", mine, can_write=False, reason="in place"))
+        roots.update_storage(database.begin, "mine", {"can_write": True})
         ref = rows.protocols(tx, [row.id])[row.id]
         assert ref.storage_uuid == str(row.uuid) == open_protocol(ref).identify()
 
 
 def test_a_root_of_another_storage_is_refused_and_nothing_is_written(database: Database, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="belongs to storage perth-disk") as caught, database.begin("test") as tx:
-        storages.add_storage(tx, new_storage("twin", tmp_path / "perth-disk"))
+    with pytest.raises(InvalidInput, match="belongs to storage perth-disk") as caught:
+        roots.add_storage(database.begin, new_storage("twin", tmp_path / "perth-disk"))
     assert caught.value.field == "prefix"
     with database.begin("test") as tx, pytest.raises(NotFound):
         storages.get_storage(tx, "twin")
@@ -132,9 +134,8 @@ def test_one_root_is_never_two_storages_whether_dlm_writes_there_or_not(
     (mine / "data").write_bytes(b"precious")
 
     def add(name: str, can_write: bool) -> None:
-        with database.begin("test") as tx:
-            reason = None if can_write else "in place"
-            storages.add_storage(tx, new_storage(name, mine, can_write=can_write, reason=reason))
+        reason = None if can_write else "in place"
+        roots.add_storage(database.begin, new_storage(name, mine, can_write=can_write, reason=reason))
 
     add("one", first)
     before = tree(mine)
@@ -146,37 +147,124 @@ def test_one_root_is_never_two_storages_whether_dlm_writes_there_or_not(
 def test_a_root_in_or_around_anothers_is_refused_unless_the_outer_one_is_only_read(
     database: Database, tmp_path: Path
 ) -> None:
-    with database.begin("test") as tx:
-        storages.add_storage(tx, new_storage("outer", tmp_path / "outer"))
+    roots.add_storage(database.begin, new_storage("outer", tmp_path / "outer"))
     (tmp_path / "link").symlink_to(tmp_path / "outer")
     for inner in (tmp_path / "outer" / "a" / "b", tmp_path / "link" / "a"):
-        with pytest.raises(InvalidInput, match="lies in the root of storage outer"), database.begin("test") as tx:
-            storages.add_storage(tx, new_storage("inner", inner))
-    with pytest.raises(InvalidInput, match="contains the root of storage"), database.begin("test") as tx:
-        storages.add_storage(tx, new_storage("around", tmp_path))
+        with pytest.raises(InvalidInput, match="lies in the root of storage outer"):
+            roots.add_storage(database.begin, new_storage("inner", inner))
+    with pytest.raises(InvalidInput, match="contains the root of storage"):
+        roots.add_storage(database.begin, new_storage("around", tmp_path))
     only_read = new_storage("around", tmp_path, can_write=False, can_delete=False, reason="the originals")
-    with database.begin("test") as tx:
-        storages.add_storage(tx, only_read)
-    with pytest.raises(InvalidInput, match="contains the root of storage"), database.begin("test") as tx:
-        storages.update_storage(tx, "around", {"can_delete": True})
+    roots.add_storage(database.begin, only_read)
+    with pytest.raises(InvalidInput, match="contains the root of storage"):
+        roots.update_storage(database.begin, "around", {"can_delete": True})
     with database.begin("test") as tx:
         storages.retire_storage(tx, "outer")
-    with pytest.raises(InvalidInput, match="carries the marker"), database.begin("test") as tx:
-        storages.add_storage(tx, new_storage("inner", tmp_path / "outer" / "a"))
+    with pytest.raises(InvalidInput, match="carries the marker"):
+        roots.add_storage(database.begin, new_storage("inner", tmp_path / "outer" / "a"))
+
+
+class Crash(BaseException):
+    """The end of the process, as far as what runs in it can tell."""
+
+
+@pytest.fixture
+def at_point() -> Iterator[Callable[[str, Callable[[], object]], None]]:
+    """Have something happen the first time that an effects point is reached."""
+
+    def install(point: str, act: Callable[[], object]) -> None:
+        left = [act]
+        effects.install(lambda reached: left.pop()() if reached == point and left else None)
+
+    yield install
+    effects.install(None)
+
+
+def crash() -> None:
+    raise Crash
+
+
+@pytest.mark.parametrize("point", ["storage.root:before", "posix.write:after", "storage.root:after"])
+def test_a_storage_whose_adding_was_broken_off_is_not_there_and_can_be_added_again(
+    database: Database, tmp_path: Path, at_point: Callable[..., None], point: str
+) -> None:
+    at_point(point, crash)
+    with pytest.raises(Crash):
+        roots.add_storage(database.begin, new_storage("new", tmp_path / "new", attributes={"tier": "1"}))
+    with database.begin("test") as tx:
+        assert "new" not in {row.name for row in storages.list_storages(tx)[0]} | {one.name for one in rows.snapshot(tx)}
+        assert changes(tx) == [] and "new" not in {ref.storage_name for ref in rows.protocols(tx).values()}
+        with pytest.raises(NotFound):
+            storages.get_storage(tx, "new")
+    row = roots.add_storage(database.begin, new_storage("new", tmp_path / "new", attributes={"tier": "2"}))
+    assert (row.attributes, row.is_available, row.deleted_at) == ({"tier": "2"}, True, None)
+    with database.begin("test") as tx:
+        assert len(storages.list_protocols(tx, "new")) == 1
+        assert open_protocol(rows.protocols(tx, [row.id])[row.id]).identify() == str(row.uuid)
+    with pytest.raises(Conflict, match="exists already"):
+        roots.add_storage(database.begin, new_storage("new", tmp_path / "other"))
+
+
+def test_no_transaction_is_open_while_a_root_is_touched(
+    database: Database, tmp_path: Path, at_point: Callable[..., None]
+) -> None:
+    is_open: list[int] = []
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file").write_text("x")
+
+    def look() -> None:
+        is_open.append(database.engine.pool.checkedout())  # type: ignore[attr-defined]
+
+    for act in (
+        lambda: roots.add_storage(database.begin, new_storage("new", tmp_path / "new")),
+        lambda: roots.add_storage(database.begin, new_storage("mine", mine, can_write=False, reason="in place")),
+        lambda: roots.update_storage(database.begin, "mine", {"can_write": True}),
+    ):
+        at_point("storage.root:before" if len(is_open) == 1 else "posix.write:before", look)
+        act()
+    assert is_open == [0, 0, 0]
+
+
+@pytest.mark.parametrize("only_read", [False, True])
+def test_of_two_storages_that_come_at_once_with_roots_in_each_other_one_comes(
+    database: Database, tmp_path: Path, at_point: Callable[..., None], only_read: bool
+) -> None:
+    """1. a begins, and finds nobody around its root; 2. b comes, around it, and finds nobody in it; 3. a would finish."""
+    (tmp_path / "b" / "a").mkdir(parents=True)
+    switches: dict[str, Any] = {"can_write": False, "reason": "in place"} if only_read else {}
+    at_point(
+        "storage.root:after", lambda: roots.add_storage(database.begin, new_storage("b", tmp_path / "b", **switches))
+    )
+    with pytest.raises(InvalidInput, match="lies in the root of storage b"):
+        roots.add_storage(database.begin, new_storage("a", tmp_path / "b" / "a", **switches))
+    with database.begin("test") as tx:
+        assert [row.name for row in storages.list_storages(tx)[0]] == ["b", "perth-disk", "perth-vault"]
+
+
+def test_of_two_that_add_one_storage_at_once_one_is_told_of_the_other(
+    database: Database, tmp_path: Path, at_point: Callable[..., None]
+) -> None:
+    at_point("storage.root:after", lambda: roots.add_storage(database.begin, new_storage("new", tmp_path / "new")))
+    with pytest.raises(Conflict, match="by another request"):
+        roots.add_storage(database.begin, new_storage("new", tmp_path / "new"))
+    with database.begin("test") as tx:
+        row = storages.get_storage(tx, "new")
+        assert open_protocol(rows.protocols(tx, [row.id])[row.id]).identify() == str(row.uuid)
 
 
 def test_a_root_that_is_no_directory_is_refused(database: Database, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InvalidInput), database.begin("test") as tx:
-        storages.add_storage(tx, new_storage("new", tmp_path / "file"))
-    with pytest.raises(InvalidInput, match="not there"), database.begin("test") as tx:
-        storages.add_storage(tx, new_storage("new", tmp_path / "nowhere", can_write=False, reason="in place"))
+    with pytest.raises(InvalidInput):
+        roots.add_storage(database.begin, new_storage("new", tmp_path / "file"))
+    with pytest.raises(InvalidInput, match="not there"):
+        roots.add_storage(database.begin, new_storage("new", tmp_path / "nowhere", can_write=False, reason="in place"))
 
 
 @pytest.mark.parametrize("root", ["/proc/self", "/proc/self/new"])  # unwritable for root, too
 def test_an_unwritable_root_is_refused(database: Database, root: str) -> None:
-    with pytest.raises(InvalidInput, match="cannot") as caught, database.begin("test") as tx:
-        storages.add_storage(tx, new_storage("new", Path(root)))
+    with pytest.raises(InvalidInput, match="cannot") as caught:
+        roots.add_storage(database.begin, new_storage("new", Path(root)))
     assert caught.value.field == "prefix"
 
 
@@ -211,8 +299,8 @@ def test_a_storage_that_is_not_valid_is_refused_with_its_field(
     database: Database, tmp_path: Path, facts: dict[str, Any], field: str
 ) -> None:
     valid = {"name": "new", "site": "perth", "protocols": [storages.NewProtocol("posix", str(tmp_path / "new"))]}
-    with database.begin("test") as tx, pytest.raises((InvalidInput, NotFound)) as caught:
-        storages.add_storage(tx, storages.NewStorage(**{**valid, **facts}))
+    with pytest.raises((InvalidInput, NotFound)) as caught:
+        roots.add_storage(database.begin, storages.NewStorage(**{**valid, **facts}))
     assert caught.value.field == field
     assert not (tmp_path / "new").exists()
 
@@ -266,8 +354,8 @@ def test_a_storage_is_retired_when_it_holds_nothing(database: Database, tmp_path
         with pytest.raises(NotFound):
             storages.get_storage(tx, "perth-vault")
         assert [storage.name for storage in rows.snapshot(tx)] == ["perth-disk"]
-        with pytest.raises(Conflict):
-            storages.add_storage(tx, new_storage("perth-vault", tmp_path / "again"))
+    with pytest.raises(Conflict):
+        roots.add_storage(database.begin, new_storage("perth-vault", tmp_path / "again"))
 
 
 def test_a_registration_beside_a_retirement_sees_it(database: Database) -> None:

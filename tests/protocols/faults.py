@@ -82,6 +82,14 @@ class NetworkFaults:
                 assert refusal(act) == ErrorClass.UNAVAILABLE
         assert get(storage, "f") == b"x"
 
+    def test_a_root_below_another_is_told_by_the_marker_above(self, storage: StorageProtocol, place: Place) -> None:
+        assert storage.marked_above() is None
+        with place.storage(f"{below(storage, place)}/deep/er") as inner:
+            assert inner.marked_above() == storage.ref.prefix
+        if "localhost" not in storage.ref.prefix:  # nor does another name of the server hide it
+            with place.storage(prefix=storage.ref.prefix.replace("127.0.0.1", "localhost") + "/x") as alias:
+                assert alias.marked_above() is not None
+
     def test_a_marker_is_looked_at_again_after_a_while(
         self, storage: StorageProtocol, monkeypatch: pytest.MonkeyPatch
     ) -> None:

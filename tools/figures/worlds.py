@@ -53,7 +53,8 @@ def on_disk(tx: Tx, directory: Path, number: int = 2) -> None:
         root = directory / "files" / name
         root.mkdir(parents=True, exist_ok=True)
         kind = "source" if name == "origin" else "disk"
-        storages.add_storage(tx, NewStorage(name, f"site-{name}", [NewProtocol("posix", str(root))], type=kind))
+        new = NewStorage(name, f"site-{name}", [NewProtocol("posix", str(root))], type=kind)
+        storages.finish_adding(tx, storages.begin_adding(tx, new), None)  # `take_roots` puts the markers there
 
 
 def take_roots(place: Place) -> None:

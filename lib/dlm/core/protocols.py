@@ -14,12 +14,12 @@ from dlm.core.names import check_name, meant
 from dlm.errors import InvalidInput
 from dlm.protocols import schemes
 from dlm.protocols.declared import CHOICES, declared
+from dlm.protocols.places import LOCAL
 
 MAX_PREFIX_CHARACTERS = 1000
 MAX_OPTIONS = 32
 MAX_OPTION_CHARACTERS = 4096
 MAX_TIMEOUT_S = 3600
-LOCAL = ("posix", "file")  # schemes whose prefix is a path on this host
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 

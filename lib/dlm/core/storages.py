@@ -1,4 +1,4 @@
-"""Use cases around storages: add, switch, describe, retire.
+"""Use cases around storages: add, switch, describe, retire. What touches their roots is in core.roots.
 
 Whoever changes a storage writes an event with before and after, and tells the judge: expressions may match others now.
 """
@@ -6,7 +6,8 @@ Whoever changes a storage writes an event with before and after, and tells the j
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -15,11 +16,10 @@ from dlm import did as codec
 from dlm.core import credentials
 from dlm.core.expression import check_key
 from dlm.core.names import FIRST_PAGE, check_name, check_text, meant
-from dlm.core.protocols import LOCAL, NewProtocol, check_protocols, check_spoken
+from dlm.core.protocols import NewProtocol, check_protocols, check_spoken
 from dlm.db import changes, events, sites, storages
 from dlm.db.engine import Tx
-from dlm.errors import Conflict, InvalidInput, NotFound, StorageError, Unsupported
-from dlm.protocols import StorageProtocol, open_protocol, posix
+from dlm.errors import Conflict, InvalidInput, NotFound
 from dlm.types import ChangeKind, Page, Phase, ProtocolRef, Reap
 
 MAX_BYTES = 2**63 - 1
@@ -48,39 +48,82 @@ class NewStorage:
     undo_window_s: int | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def can_change(self) -> bool:
+        return self.can_write or self.can_delete
+
     def values(self) -> dict[str, Any]:
         """The columns of the storage's row, but for its site."""
         row = {key: getattr(self, key) for key in ("name", *CHANGEABLE, "attributes")}
         return row | {"switch_reason": self.reason}
 
 
-def add_storage(tx: Tx, new: NewStorage, take_root: bool = True) -> Row[Any]:
-    """The new storage; its root is taken as the transaction's last act.
+@dataclass(frozen=True, slots=True)
+class Adding:
+    """A storage on its way: what finishing it needs. Who begins it again takes it from whoever was at it."""
 
-    Taking the root writes dlm's marker into it (made if it is not there); where writing is off nothing is written,
-    and the root is known by its seal instead. InvalidInput when the root cannot be taken.
-    """
+    new: NewStorage
+    storage_id: int
+    uuid: str
+    begun_at: datetime
+    ref: ProtocolRef
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The root of a storage, and whether dlm may write or delete there."""
+
+    ref: ProtocolRef
+    can_change: bool
+
+
+def begin_adding(tx: Tx, new: NewStorage) -> Adding:
+    """An intent: the storage's row, which nobody sees before it is finished; one of this name is taken up again."""
     check_name(new.name)
     _check_values(new.values())
     check_protocols(new.protocols)
-    site = sites.hold(tx, new.site)
-    if site is None:
-        raise NotFound(
-            f"there is no site {codec.shown(new.site)}", field="site", hint="dlm-admin site add NAME makes it"
-        )
-    made = storages.insert(tx, site.id, new.values())
+    site = _held_site(tx, new.site)
+    made = storages.begin(tx, site.id, new.values())
     if made is None:
         hint = "names are never used twice, also not after a storage is retired"
         raise Conflict(f"storage {new.name} exists already", field="name", hint=hint)
+    for way in new.protocols:
+        storages.insert_protocol(tx, made.id, way.values())
+    _require_secrets(tx, new)
+    ref = replace(credentials.refs(tx, [made.id])[made.id], storage_uuid=str(made.uuid))
+    return Adding(new, made.id, str(made.uuid), tx.now, ref)
+
+
+def finish_adding(tx: Tx, adding: Adding, seal: str | None) -> Row[Any]:
+    """The storage, seen by everybody from now on, its root known by the seal if it has no marker."""
+    new = adding.new
+    _held_site(tx, new.site)
+    _require_secrets(tx, new)
+    if not storages.finish(tx, adding.storage_id, adding.begun_at):
+        raise Conflict(f"storage {new.name} was added by another request meanwhile", field="name")
+    storages.set_marker(tx, adding.storage_id, seal)
+    events.record(tx, "storage", adding.storage_id, "added", after={**new.values(), "site": new.site})
+    changes.add(tx, ChangeKind.STORAGES, storage_id=adding.storage_id)
+    return get_storage(tx, new.name)
+
+
+def roots(tx: Tx) -> list[Root]:
+    """The roots of all storages that are not retired; two statements, three when one names a secret."""
+    can_change = {storage.id: storage.can_write or storage.can_delete for storage in storages.snapshot(tx)}
+    return [Root(ref, can_change[ref.storage_id]) for ref in storages.protocols(tx).values()]
+
+
+def _held_site(tx: Tx, name: str) -> Row[Any]:
+    site = sites.hold(tx, name)
+    if site is None:
+        raise NotFound(f"there is no site {codec.shown(name)}", field="site", hint="dlm-admin site add NAME makes it")
+    return site
+
+
+def _require_secrets(tx: Tx, new: NewStorage) -> None:
     for index, way in enumerate(new.protocols):
         if way.credentials is not None:
             credentials.require(tx, way.scheme, way.credentials, f"protocols[{index}].")
-        storages.insert_protocol(tx, made.id, way.values())
-    events.record(tx, "storage", made.id, "added", after={**new.values(), "site": new.site})
-    changes.add(tx, ChangeKind.STORAGES, storage_id=made.id)
-    if take_root:
-        _take_root(tx, made.id, str(made.uuid), new.can_write)
-    return get_storage(tx, new.name)
 
 
 def get_storage(tx: Tx, name: str, field: str = "storage") -> Row[Any]:
@@ -105,8 +148,8 @@ def list_protocols(tx: Tx, name: str) -> Sequence[Row[Any]]:
 def update_storage(tx: Tx, name: str, facts: Mapping[str, Any], reason: str | None = None) -> Row[Any]:
     """The storage with these facts (any of CHANGEABLE); what is not named stays.
 
-    Turning a switch off needs the reason; it is kept until all are on again. Turning writing on for a storage that was
-    added without it puts dlm's marker into the root.
+    Turning a switch off needs the reason; it is kept until all are on again. No root is touched: what turning writing
+    on needs of it comes before (core.roots).
     """
     row = _held(tx, name)
     for unknown in facts.keys() - set(CHANGEABLE):
@@ -117,12 +160,9 @@ def update_storage(tx: Tx, name: str, facts: Mapping[str, Any], reason: str | No
     after = {**before, **facts}
     after["switch_reason"] = _switch_reason(before, after, reason)
     _check_values(after)
-    if after["can_write"] and not before["can_write"]:
-        _put_marker(tx, row)
-    updated = _write(tx, row, "updated", before, after)
-    if any(after[switch] and not before[switch] for switch in ("can_write", "can_delete")):
-        _refuse_nested(tx, storages.protocols(tx, [row.id])[row.id])
-    return updated
+    if after["can_write"] and storages.protocols(tx, [row.id])[row.id].storage_uuid != str(row.uuid):
+        raise Conflict(f"the root of storage {name} has no marker yet", field="can_write", hint="try again")
+    return _write(tx, row, "updated", before, after)
 
 
 def set_attributes(tx: Tx, name: str, patch: Mapping[str, str | None]) -> Row[Any]:
@@ -205,80 +245,6 @@ def _switch_reason(before: Mapping[str, Any], after: Mapping[str, Any], reason: 
         if before[switch] and not after[switch]:
             check_text(reason, "reason", required=True)
     return reason or before["switch_reason"]
-
-
-# ------------------------------------------------------------------------------------------------------ the root
-
-
-def _take_root(tx: Tx, storage_id: int, uuid: str, may_write: bool) -> None:
-    """Make the root recognisable, by a marker in it or (where nothing may be written) by its seal."""
-    ref = credentials.refs(tx, [storage_id])[storage_id]
-    if ref.unusable is not None:
-        raise Conflict(ref.unusable, field="credentials")
-    protocol = open_protocol(ref)
-    _refuse_shared(tx, storage_id, protocol)
-    _refuse_nested(tx, ref)
-    try:
-        if may_write:
-            protocol.claim(uuid, create_root=True)
-        else:
-            storages.set_marker(tx, storage_id, protocol.seal())
-    except StorageError as error:
-        hint = error.hint or "the root must be there, and writable unless writing is switched off"
-        raise InvalidInput(error.detail, field="prefix", hint=hint) from error
-
-
-def _refuse_shared(tx: Tx, storage_id: int, protocol: StorageProtocol) -> None:
-    """Refuse the root of another storage, whichever way that one is known.
-
-    Its files would be there twice to the catalogue and once in truth: 1. a rule wants one copy, at the second storage;
-    2. the copy at the first is surplus, with the second as its witness; 3. the reaper deletes the only file.
-    """
-    try:
-        owner = storages.find_by_root(tx, storage_id, protocol.identify(), protocol.seal())
-    except (StorageError, Unsupported):
-        return  # not there, or not to be told apart: whoever takes it says so
-    if owner is not None:
-        raise InvalidInput(
-            f"this root belongs to storage {owner} already", field="prefix", hint="give each storage a root of its own"
-        )
-
-
-def _refuse_nested(tx: Tx, ref: ProtocolRef) -> None:
-    """Refuse a root in another storage's root, or around one, where the outer one may write or delete.
-
-    Each would see the other's files as its own. Around a root, one that is only read is harmless.
-    """
-    if ref.scheme not in LOCAL:
-        return
-    can_change = {storage.id: storage.can_write or storage.can_delete for storage in storages.snapshot(tx)}
-    for other in storages.protocols(tx).values():
-        if other.storage_id == ref.storage_id or other.scheme not in LOCAL:
-            continue
-        inside = can_change[other.storage_id] and posix.is_inside(ref.prefix, other.prefix)
-        around = can_change[ref.storage_id] and posix.is_inside(other.prefix, ref.prefix)
-        if inside or around:
-            how = "lies in" if inside else "contains"
-            detail = (
-                f"{codec.shown(ref.prefix)} {how} the root of storage {other.storage_name}, {codec.shown(other.prefix)}"
-            )
-            raise InvalidInput(detail, field="prefix", hint="give each storage a root beside the others")
-    marked = posix.marked_above(ref.prefix)
-    if marked is not None:
-        detail = f"{codec.shown(ref.prefix)} lies in {codec.shown(marked)}, which carries the marker of a storage"
-        hint = "give each storage a root beside the others; if that one is retired for good, remove its .dlm-storage"
-        raise InvalidInput(detail, field="prefix", hint=hint)
-
-
-def _put_marker(tx: Tx, row: Row[Any]) -> None:
-    """Put the marker into a root that was known by its seal, and is the same root still."""
-    ref = credentials.refs(tx, [row.id])[row.id]
-    if ref.storage_uuid == str(row.uuid):
-        return
-    protocol = open_protocol(ref)
-    protocol.require_marker(ref.storage_uuid)
-    protocol.claim(str(row.uuid))
-    storages.set_marker(tx, row.id, None)
 
 
 # ------------------------------------------------------------------------------------------------------- checking

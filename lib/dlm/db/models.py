@@ -112,6 +112,8 @@ storage = Table(
     _json("attributes"),  # free, text to text
     _at("created_at", nullable=False),
     _at("deleted_at"),
+    Column("is_coming", Boolean, nullable=False, server_default=_false),  # an intent: its root is being taken, nobody sees it
+    CheckConstraint("NOT is_coming OR deleted_at IS NOT NULL", name="coming"),
 )
 
 protocol = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -109,22 +110,45 @@ def hold(tx: Tx, name: str) -> Row[Any] | None:
     )
 
 
-def insert(tx: Tx, site_id: int, values: Mapping[str, Any]) -> Row[Any] | None:
-    """(id, uuid) of the new storage with its usage row; None when the name was ever used; one statement."""
+def begin(tx: Tx, site_id: int, values: Mapping[str, Any]) -> Row[Any] | None:
+    """(id, uuid) of a storage that is coming, with its usage row and without protocols; one statement.
+
+    One of this name that has not come yet is begun anew, with its uuid; None when the name was ever used.
+    """
     return tx.one(
         """WITH made AS (
-               INSERT INTO storage (name, site_id, type, phase, capacity_bytes, min_free_bytes,
+               INSERT INTO storage AS s (name, site_id, type, phase, capacity_bytes, min_free_bytes,
                                     can_read, can_write, can_delete, switch_reason,
-                                    reap, undo_window_s, attributes, created_at)
+                                    reap, undo_window_s, attributes, is_coming, created_at, deleted_at)
                VALUES (%(name)s, %(site_id)s, %(type)s, %(phase)s, %(capacity_bytes)s, %(min_free_bytes)s,
                        %(can_read)s, %(can_write)s, %(can_delete)s, %(switch_reason)s,
-                       %(reap)s, %(undo_window_s)s, %(attributes)s, %(now)s)
-               ON CONFLICT (name) DO NOTHING RETURNING id, uuid),
-                counted AS (INSERT INTO storage_usage (storage_id) SELECT id FROM made)
+                       %(reap)s, %(undo_window_s)s, %(attributes)s, true, %(now)s, %(now)s)
+               ON CONFLICT (name) DO UPDATE
+                  SET site_id = excluded.site_id, type = excluded.type, phase = excluded.phase,
+                      capacity_bytes = excluded.capacity_bytes, min_free_bytes = excluded.min_free_bytes,
+                      can_read = excluded.can_read, can_write = excluded.can_write, can_delete = excluded.can_delete,
+                      switch_reason = excluded.switch_reason, reap = excluded.reap,
+                      undo_window_s = excluded.undo_window_s, attributes = excluded.attributes,
+                      created_at = excluded.created_at, deleted_at = excluded.deleted_at
+                WHERE s.is_coming
+               RETURNING id, uuid),
+                counted AS (INSERT INTO storage_usage (storage_id) SELECT id FROM made ON CONFLICT DO NOTHING),
+                spoken AS (DELETE FROM protocol p USING made WHERE p.storage_id = made.id)
            SELECT id, uuid FROM made""",
         site_id=site_id,
         **{**values, "attributes": json(dict(values["attributes"]))},
     )
+
+
+def finish(tx: Tx, storage_id: int, begun_at: datetime) -> bool:
+    """Let everybody see the storage; False if it came, or was begun anew, meanwhile; one statement."""
+    came = tx.run(
+        """UPDATE storage SET is_coming = false, deleted_at = NULL
+            WHERE id = %(id)s AND is_coming AND created_at = %(begun_at)s""",
+        id=storage_id,
+        begun_at=begun_at,
+    )
+    return came.rowcount > 0
 
 
 def update(tx: Tx, storage_id: int, values: Mapping[str, Any]) -> None:
@@ -178,18 +202,6 @@ def list_protocols(tx: Tx, storage_id: int) -> Sequence[Row[Any]]:
 def set_marker(tx: Tx, storage_id: int, marker: str | None) -> None:
     """Note how the storage's root is known: by this seal, or (None) by the marker in it; one statement."""
     tx.run("UPDATE protocol SET marker = %(marker)s WHERE storage_id = %(id)s", id=storage_id, marker=marker)
-
-
-def find_by_root(tx: Tx, besides: int, marker: str | None, seal: str) -> str | None:
-    """The name of another storage whose root has this marker, or this seal; None if there is none; one statement."""
-    return tx.scalar(
-        """SELECT s.name FROM storage s JOIN protocol p ON p.storage_id = s.id
-            WHERE s.deleted_at IS NULL AND s.id <> %(besides)s AND (s.uuid::text = %(marker)s OR p.marker = %(seal)s)
-            LIMIT 1""",
-        besides=besides,
-        marker=marker,
-        seal=seal,
-    )
 
 
 def hold_usage(tx: Tx, storage_id: int) -> None:

@@ -177,6 +177,10 @@ class StorageProtocol(ABC):
         raise Unsupported(f"{self.ref.scheme} knows a root only by its marker", field="protocols", hint=hint)
 
     @abstractmethod
+    def marked_above(self) -> str | None:
+        """The nearest place above the root that carries dlm's marker, as far as it may be looked at; None without one."""
+
+    @abstractmethod
     def claim(self, storage_uuid: str, create_root: bool = False) -> None:
         """Write the marker into the root. Refuses a root that is another storage's, not there, or not writable."""
 

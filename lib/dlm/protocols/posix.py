@@ -120,6 +120,10 @@ class PosixProtocol(StorageProtocol):
         with Root(self.ref.prefix) as root, translating("look at root", self.ref.prefix):
             return root.seal()
 
+    def marked_above(self) -> str | None:
+        above = Path(os.path.realpath(self.ref.prefix)).parents
+        return next((str(directory) for directory in above if os.path.lexists(directory / MARKER)), None)
+
     def claim(self, storage_uuid: str, create_root: bool = False) -> None:
         if create_root:
             with translating("create root", self.ref.prefix, "destination"):
@@ -139,17 +143,6 @@ class PosixProtocol(StorageProtocol):
     def remove_temporaries(self, *attempts: str) -> int:
         with self._marked_root() as root, translating("remove temporaries in", self.ref.prefix, "destination"):
             return staging.remove(root, frozenset(attempts))
-
-
-def is_inside(prefix: str, root: str) -> bool:
-    """True when the directory is below the root, links followed."""
-    return Path(os.path.realpath(root)) in Path(os.path.realpath(prefix)).parents
-
-
-def marked_above(prefix: str) -> str | None:
-    """The nearest directory above that carries dlm's marker, links followed; None when there is none."""
-    above = Path(os.path.realpath(prefix)).parents
-    return next((str(directory) for directory in above if os.path.lexists(directory / MARKER)), None)
 
 
 def write_all(fd: int, data: bytes) -> None:

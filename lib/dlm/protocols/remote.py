@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlm.digest import Digest
 from dlm.errors import StorageError
 from dlm.protocols.interface import Chunks, Entry, ReadBack, Stat, StorageProtocol, Written
+from dlm.protocols.places import above, remote_root
 from dlm.rooted import MARKER, SEAL, SIBLING, TEMPORARIES, parsed_marker, require_owner, shown, split
 from dlm.staging import temporary_name
 from dlm.types import Checksums, ErrorClass, ProtocolRef
@@ -173,7 +175,14 @@ class RemoteProtocol(StorageProtocol):
         return None if marker is None else marker["id"]
 
     def seal(self) -> str:
-        return f"{SEAL}{self.ref.scheme}:{self.ref.prefix.rstrip('/')}"
+        return f"{SEAL}{remote_root(self.ref) or self.ref.prefix}"
+
+    def marked_above(self) -> str | None:
+        for prefix in above(self.ref):
+            with contextlib.suppress(StorageError), type(self)(replace(self.ref, prefix=prefix)) as higher:
+                if higher._marker() is not None:  # one that is not ours to look at has no root of a storage to show
+                    return prefix
+        return None
 
     def claim(self, storage_uuid: str, create_root: bool = False) -> None:
         if create_root:

@@ -7,7 +7,7 @@ from typing import Any
 from flask import Response
 from marshmallow import Schema, fields, validate
 
-from dlm.core import storages
+from dlm.core import roots, storages
 from dlm.types import Phase, Reap
 from dlm.web.access import permission
 from dlm.web.blueprint import Answer, Blueprint, PageQuery, page_of, paged
@@ -115,8 +115,8 @@ def list_storages(query: dict[str, Any]) -> Any:
 def add_storage(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """Add a storage; dlm's marker is put into its root, which is made if it is not there"""
     ways = [storages.NewProtocol(**way) for way in body.pop("protocols")]
-    with begin("storage.add") as tx:
-        row = storages.add_storage(tx, storages.NewStorage(protocols=ways, **body))
+    row = roots.add_storage(begin, storages.NewStorage(protocols=ways, **body))
+    with begin("storage.show") as tx:
         return _details(tx, row), 201
 
 
@@ -136,8 +136,9 @@ def show_storage(storage: str) -> dict[str, Any]:
 def set_storage(body: dict[str, Any], storage: str) -> dict[str, Any]:
     """Change a storage; turning a switch off needs the reason"""
     reason = body.pop("reason", None)
-    with begin("storage.set") as tx:
-        return _details(tx, storages.update_storage(tx, storage, body, reason))
+    row = roots.update_storage(begin, storage, body, reason)
+    with begin("storage.show") as tx:
+        return _details(tx, row)
 
 
 @blp.route("/<storage>/attributes", methods=["PATCH"])

@@ -378,6 +378,7 @@ CREATE TABLE storage (
     attributes JSONB DEFAULT '{}'::jsonb NOT NULL,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
     deleted_at TIMESTAMP WITH TIME ZONE,
+    is_coming BOOLEAN DEFAULT false NOT NULL CONSTRAINT ck_storage_coming CHECK (NOT is_coming OR deleted_at IS NOT NULL),
     CONSTRAINT pk_storage PRIMARY KEY (id),
     CONSTRAINT uq_storage_uuid UNIQUE (uuid),
     CONSTRAINT uq_storage_name UNIQUE (name),
