@@ -9,7 +9,7 @@ from __future__ import annotations
 import configparser
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -116,6 +116,7 @@ class Settings:
 
 
 DECLARED: dict[str, Field[Any]] = {item.name: item for item in fields(Settings)}
+SECRET_VARIABLES = {"DLM_TOKEN", *(PREFIX + name.upper() for name, item in DECLARED.items() if item.metadata["is_secret"])}
 
 
 def load(
@@ -133,6 +134,19 @@ def load(
     for where, name, text in [*_of_file(_file(path, environ)), *_of_environment(environ), *_of_flags(flags or {})]:
         values[name] = parse(name, text, where)
     return Settings(**values)
+
+
+def for_others(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for programs that are not dlm's: ours, without the settings that are secret."""
+    environ = os.environ if environ is None else environ
+    return {variable: text for variable, text in environ.items() if variable not in SECRET_VARIABLES}
+
+
+def forget_secrets(environ: MutableMapping[str, str] | None = None) -> None:
+    """Take the secret settings out of the environment once they are read: no program that is started later has them."""
+    environ = os.environ if environ is None else environ
+    for variable in SECRET_VARIABLES & environ.keys():
+        del environ[variable]
 
 
 def flags_of(texts: Iterable[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import traceback
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from dlm.config import Settings, load, parse
 from dlm.errors import InvalidInput, NotFound
 
 CHECKOUT = Path(__file__).parents[2]
+STARTING = (
+    "subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_call", "subprocess.check_output",
+    "os.system", "os.popen", "os.spawnv", "os.posix_spawn", "os.execv", "asyncio.create_subprocess_exec",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +133,23 @@ def test_the_example_file_is_fresh_and_says_what_holds_anyway() -> None:
 
 def test_the_reference_page_is_fresh() -> None:
     assert (CHECKOUT / "docs" / "reference" / "settings.md").read_text() == config.reference()
+
+
+def test_programs_that_are_not_dlms_get_no_secret_setting() -> None:
+    ours = {"PATH": "/bin", "DLM_SECRETS_KEY": "k", "DLM_DATABASE_DSN": "d", "DLM_TOKEN": "t", "DLM_CLIENT_TOKEN": "t"}
+    assert config.for_others({**ours, "DLM_LOG_LEVEL": "info"}) == {"PATH": "/bin", "DLM_LOG_LEVEL": "info"}
+    config.forget_secrets(ours)
+    assert ours == {"PATH": "/bin"}
+
+
+def test_every_program_that_dlm_starts_is_told_its_environment() -> None:
+    """What says nothing passes on all of ours, and the key of the secrets with it."""
+    calls = [
+        (path.name, node)
+        for path in (CHECKOUT / "lib" / "dlm").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in STARTING
+    ]
+    assert len(calls) > 5
+    silent = [f"{name}:{node.lineno}" for name, node in calls if "env" not in {word.arg for word in node.keywords}]
+    assert silent == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from dlm import config
 from dlm.cli import host
 from dlm.cli.session import Noun, Session, pass_session, read_token
 from dlm.cli.units import shown_seconds
@@ -171,7 +172,7 @@ def psql(session: Session, arguments: tuple[str, ...]) -> None:
     """psql on the database; arguments are its own, after `--`."""
     client = _psql(session.settings)
     url, password = without_password(address(session.settings))
-    environment = {**os.environ, **({"PGPASSWORD": password} if password else {})}
+    environment = {**config.for_others(), **({"PGPASSWORD": password} if password else {})}
     os.execve(client, [client, "--dbname", url, *arguments], environment)  # others can read the arguments, not this
 
 

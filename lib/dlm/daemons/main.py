@@ -57,6 +57,7 @@ def cli(names: Sequence[str], once: bool, dry_run: bool, as_json: bool, path: st
             raise InvalidInput("--dry-run goes with --once", field="dry-run")
         chosen = choose(names)
         settings = config.load(path, flags=config.flags_of(flags))
+        config.forget_secrets()
         logs.configure(settings)
         effects.install_from_environment()
         stop = stopped_by_signals()

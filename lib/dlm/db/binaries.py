@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dlm import config
 from dlm.errors import Conflict, NotFound
 
 LOWEST_MAJOR = 15
@@ -44,7 +45,7 @@ def find_binaries(bin_dir: Path | None = None, major: int | None = None) -> Path
 
 def major_of(bin_dir: Path) -> int:
     """The major version of the programs in this directory."""
-    text = subprocess.run([bin_dir / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    text = _version(bin_dir)
     match = re.search(r"\) (\d+)", text)
     if match is None:
         raise Conflict(f"{bin_dir}/postgres does not tell its version: {text.strip()!r}", field="bin_dir")
@@ -68,7 +69,7 @@ def for_user(bin_dir: Path, user: pwd.struct_passwd) -> Path:
 def reaches(user: pwd.struct_passwd, path: Path) -> bool:
     """True when a process of `user` may enter the directory `path`; asks the kernel, so ACLs and mounts count."""
     question = ["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)]
-    return subprocess.run(question, cwd="/", check=False, **as_user(user)).returncode == 0
+    return subprocess.run(question, cwd="/", env=config.for_others(), check=False, **as_user(user)).returncode == 0
 
 
 def as_user(user: pwd.struct_passwd) -> dict[str, Any]:
@@ -91,15 +92,21 @@ def _of_the_system() -> list[Path]:
 
 
 def _release(bin_dir: Path) -> str:
-    text = subprocess.run([bin_dir / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
-    return re.sub(r"[^0-9.]", "", text.rpartition(")")[2])
+    return re.sub(r"[^0-9.]", "", _version(bin_dir).rpartition(")")[2])
+
+
+def _version(bin_dir: Path) -> str:
+    command, environment = [str(bin_dir / "postgres"), "--version"], config.for_others()
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def _can_run(bin_dir: Path, user: pwd.struct_passwd) -> bool:
+    commands = [[str(bin_dir / name), "--version"] for name in ("postgres", "initdb", "psql")]
+    environment, options = config.for_others(), as_user(user)
     try:
         tried = [
-            subprocess.run([bin_dir / name, "--version"], cwd="/", capture_output=True, check=False, **as_user(user))
-            for name in ("postgres", "initdb", "psql")
+            subprocess.run(command, cwd="/", env=environment, capture_output=True, check=False, **options)
+            for command in commands
         ]
     except PermissionError:
         return False

@@ -47,6 +47,7 @@ def cli(path: str | None, host: str | None, port: int | None) -> None:
     flags = {name: str(value) for name, value in (("web_host", host), ("web_port", port)) if value is not None}
     try:
         settings = config.load(path, flags=flags)
+        config.forget_secrets()
         logs.configure(settings)
         effects.install_from_environment()
         serve(settings)
