@@ -60,6 +60,12 @@ def _sftp(ref: ProtocolRef) -> StorageProtocol:
     return SftpProtocol(ref)
 
 
+def _root(ref: ProtocolRef) -> StorageProtocol:
+    from dlm.protocols.root import RootProtocol
+
+    return RootProtocol(ref)
+
+
 @contextlib.contextmanager
 def _needing(extra: str, package: str) -> Iterator[None]:
     """Unsupported, with what to install, when the package is not there."""
@@ -80,4 +86,5 @@ _ADAPTERS: dict[str, Callable[[ProtocolRef], StorageProtocol]] = {
     "https": _webdav,
     "dav": _webdav,
     "sftp": _sftp,
+    "root": _root,
 }

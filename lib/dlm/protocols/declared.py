@@ -36,7 +36,7 @@ _PASSWORD = ("username", "password")
 _CERTIFICATE = ("certificate", "key")  # PEM texts
 # trusted_hosts: where redirects may take the secret (names, or endings that begin with a dot, with commas between)
 _DAV = Declared(("allow_http", "trusted_hosts"), (("token",), _PASSWORD, _CERTIFICATE))
-CHOICES = {"addressing": ("path", "virtual"), "allow_http": ("true", "false")}
+CHOICES = {"addressing": ("path", "virtual"), "allow_http": ("true", "false"), "remembered_digests": ("true", "false")}
 DECLARED: dict[str, Declared] = {
     "posix": Declared(),
     "file": Declared(),
@@ -45,7 +45,7 @@ DECLARED: dict[str, Declared] = {
     "dav": _DAV,
     "https": _DAV,
     "sftp": Declared(("host_key",), (_PASSWORD, ("username", "private_key")), ("passphrase",)),
-    "root": Declared(secrets=(("token",), _CERTIFICATE)),
+    "root": Declared(("remembered_digests",), (("token",), _CERTIFICATE)),
 }
 
 

@@ -60,5 +60,5 @@ def above(ref: ProtocolRef) -> list[str]:
     """The prefixes of what lies above a remote root, the nearest first; of S3 down to the bucket."""
     url = urlsplit(ref.prefix)
     parts = [part for part in url.path.split("/") if part]
-    shortest = 1 if ref.scheme == "s3" else 0
-    return [url._replace(path="/" + "/".join(parts[:end])).geturl() for end in range(len(parts) - 1, shortest - 1, -1)]
+    shortest, slash = 1 if ref.scheme == "s3" else 0, "//" if url.path.startswith("//") else "/"  # as XRootD is written
+    return [url._replace(path=slash + "/".join(parts[:end])).geturl() for end in range(len(parts) - 1, shortest - 1, -1)]

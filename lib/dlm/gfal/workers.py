@@ -1,0 +1,220 @@
+"""Workers that speak gfal2: started when first needed, watched at each call, killed when one takes too long."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlm import config
+from dlm.errors import StorageError
+from dlm.gfal import extension, worker
+from dlm.rooted import shown
+from dlm.types import ErrorClass
+
+START_S = 30.0
+BUFFER_BYTES = 4 << 20
+LOOK_S = 0.1  # how often a caller who may change their mind is asked
+# Who dlm is to a storage, its secret says; nothing that stands around in the environment does.
+IDENTITIES = (
+    "BEARER_TOKEN", "BEARER_TOKEN_FILE", "X509_USER_PROXY", "X509_USER_CERT", "X509_USER_KEY", "KRB5CCNAME",
+)  # fmt: skip
+ENVIRONMENT = {  # what XRootD's client takes from there; how long a call may take is ours to say
+    "XRD_CONNECTIONRETRY": "1",
+    "XRD_CONNECTIONWINDOW": "3600",
+    "XRD_REQUESTTIMEOUT": "86400",
+    "XRD_STREAMTIMEOUT": "3600",
+    "XRD_STREAMERRORWINDOW": "0",
+    "XRD_TIMEOUTRESOLUTION": "1",
+}
+SETTINGS = (
+    ("CORE", "NAMESPACE_TIMEOUT", 86400),
+    ("CORE", "CHECKSUM_TIMEOUT", 86400),
+    ("HTTP PLUGIN", "RETRIEVE_BEARER_TOKEN", False),  # nobody is asked for tokens: there are those of the secret
+    ("HTTP PLUGIN", "LOG_SENSITIVE", False),
+    ("HTTP PLUGIN", "ENABLE_STREAM_COPY", False),  # never through this host, when storages are to copy
+    ("HTTP PLUGIN", "ENABLE_FALLBACK_TPC_COPY", True),
+    ("XROOTD PLUGIN", "COPY_CHECKSUM_TYPE", "ADLER32"),
+)
+_CLASSES = {
+    errno.ENOENT: ErrorClass.SOURCE_MISSING,
+    errno.ENOTDIR: ErrorClass.SOURCE_MISSING,
+    errno.EEXIST: ErrorClass.DESTINATION_EXISTS,
+    errno.EISDIR: ErrorClass.DESTINATION_EXISTS,
+    errno.EACCES: ErrorClass.PERMISSION,
+    errno.EPERM: ErrorClass.PERMISSION,
+    errno.EROFS: ErrorClass.PERMISSION,
+    errno.EBADE: ErrorClass.PERMISSION,  # how authentication fails
+    errno.ENOSPC: ErrorClass.NO_SPACE,
+    errno.EDQUOT: ErrorClass.NO_SPACE,
+    errno.ENAMETOOLONG: ErrorClass.INVALID_PATH,
+    errno.ETIMEDOUT: ErrorClass.TIMEOUT,
+    errno.ECONNREFUSED: ErrorClass.UNAVAILABLE,
+    errno.EHOSTUNREACH: ErrorClass.UNAVAILABLE,
+    errno.EHOSTDOWN: ErrorClass.UNAVAILABLE,
+    errno.ENETUNREACH: ErrorClass.UNAVAILABLE,
+}
+
+
+class GfalError(Exception):
+    """gfal2 could not do this; `code` is an errno, worker.DIED where there is none."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+    def judged(self, doing: str, path: str, *, writing: bool = False) -> StorageError:
+        """The StorageError for it. Where we write, nothing of ours is missing."""
+        error_class = _CLASSES.get(self.code, ErrorClass.IO)
+        if writing and error_class == ErrorClass.SOURCE_MISSING:
+            error_class = ErrorClass.IO
+        return StorageError(error_class, f"cannot {doing} {shown(path)}: {shown(str(self))}")
+
+
+@contextlib.contextmanager
+def translating(doing: str, path: str, *, writing: bool = False) -> Iterator[None]:
+    """Turns what gfal2 says inside the block into a StorageError."""
+    try:
+        yield
+    except GfalError as error:
+        raise error.judged(doing, path, writing=writing) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What a worker is told at its beginning: who it is, and to whom. Never shown."""
+
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)  # texts by the variable that names the file
+    bearers: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)  # URL, kind, text
+
+
+class Worker:
+    """One process, and one caller at a time. After a call that took too long it is dead."""
+
+    def __init__(self, speech: Speech) -> None:
+        library = extension.found()
+        self.pid = os.getpid()  # a forked child has the socket and is not the one who may use it
+        self._channel, far = socket.socketpair()
+        for end in (self._channel, far):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        with far:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", worker.__file__], stdin=far, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, env=_environment(), cwd="/", start_new_session=True,
+            )  # fmt: skip
+        self.is_dead = False
+        try:
+            files, bearers = dict(speech.files), [list(bearer) for bearer in speech.bearers]
+            self.call("begin", str(library), files, [list(one) for one in SETTINGS], bearers, limit_s=START_S)
+        except BaseException:
+            self.kill()
+            raise
+
+    def call(
+        self, name: str, *arguments: Any, limit_s: float, body: bytes = b"", is_over: Callable[[], bool] | None = None
+    ) -> Any:
+        """What the call gives. GfalError with ETIMEDOUT once `limit_s` has passed, ECANCELED once `is_over()`."""
+        until = time.monotonic() + limit_s
+        header = {"call": name, "arguments": arguments, "limit_s": limit_s + 1}
+        try:
+            self._channel.settimeout(limit_s)
+            worker.send(self._channel, header, body)
+            self._wait(until, is_over)
+            answer, data = worker.receive(self._channel)
+        except TimeoutError:
+            self.kill()
+            raise GfalError(errno.ETIMEDOUT, f"no answer within {limit_s:g} s") from None
+        except (EOFError, OSError):
+            self.kill()
+            raise GfalError(worker.DIED, "the library crashed") from None
+        except BaseException:  # also a signal: what answers later is for nobody
+            self.kill()
+            raise
+        if "code" in answer:
+            raise GfalError(answer["code"], answer["text"])
+        return answer["value"] if "value" in answer else data
+
+    def _wait(self, until: float, is_over: Callable[[], bool] | None) -> None:
+        """Return when there is an answer; TimeoutError if there is none in time."""
+        while True:
+            left = until - time.monotonic()
+            step = left if is_over is None else min(left, LOOK_S)
+            if select.select([self._channel], [], [], max(0.0, step))[0]:
+                return
+            if left <= 0:
+                raise TimeoutError
+            if is_over is not None and is_over():
+                self.kill()
+                raise GfalError(errno.ECANCELED, "asked to stop")
+
+    def kill(self) -> None:
+        """End the process; more than once does no harm."""
+        self.is_dead = True
+        self._channel.close()
+        if self.pid == os.getpid():
+            self._process.kill()
+            self._process.wait()
+
+
+class Workers:
+    """The workers of one storage, as many as calls at once; they stay until `close`."""
+
+    def __init__(self, speech: Speech) -> None:
+        self._speech = speech
+        self._idle: list[Worker] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Worker]:
+        """A worker for this caller alone."""
+        found = self._taken()
+        try:
+            yield found
+        finally:
+            self._given_back(found)
+
+    def _taken(self) -> Worker:
+        with self._lock:
+            self._is_closed = False
+            while self._idle:
+                found = self._idle.pop()
+                if found.pid == os.getpid():
+                    return found
+        return Worker(self._speech)
+
+    def _given_back(self, found: Worker) -> None:
+        if found.is_dead:
+            return
+        with self._lock:
+            if not self._is_closed:
+                self._idle.append(found)
+                return
+        found.kill()
+
+    def call(self, name: str, *arguments: Any, limit_s: float) -> Any:
+        """What one call gives; GfalError."""
+        with self.one() as found:
+            return found.call(name, *arguments, limit_s=limit_s)
+
+    def close(self) -> None:
+        """End those that are idle; the others end when they are given back."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for found in idle:
+            found.kill()
+
+
+def _environment() -> dict[str, str]:
+    ours = {name: value for name, value in config.for_others().items() if name not in IDENTITIES}
+    return {**ours, **ENVIRONMENT}
