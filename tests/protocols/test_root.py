@@ -11,15 +11,15 @@ from dlm.protocols import StorageProtocol
 from protocols.conformance import ProtocolConformance
 from protocols.faults import NetworkFaults
 from protocols.servers import Place, claimed
-from protocols.xrootd import needs_gfal, xrootd
+from protocols.xrootd import needs_gfal, open_directory, xrootd
 
 pytestmark = [pytest.mark.protocols, needs_gfal]
 COUNT = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with xrootd(tmp_path_factory.mktemp("xrootd")) as place:
+def server() -> Iterator[Place]:
+    with open_directory() as base, xrootd(base / "server", prefilled=True) as place:
         yield place
 
 

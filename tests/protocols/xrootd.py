@@ -6,13 +6,14 @@ import contextlib
 import os
 import pwd
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dlm.gfal import extension
-from protocols.filesystems import is_root, open_to_nobody
+from protocols.filesystems import is_root
 from protocols.servers import PREFILLED, Place, fill, free_port, running
 
 USER = "nobody"  # XRootD refuses to be root
@@ -21,14 +22,23 @@ needs_gfal = pytest.mark.skipif(not extension.is_there(), reason=f"gfal2 is not 
 
 
 @contextlib.contextmanager
-def xrootd(base: Path, *more: str, serving: Path | None = None) -> Iterator[Place]:
-    """An XRootD server of a directory, a new one or that which another serves; `more` are lines for its configuration."""
+def open_directory() -> Iterator[Path]:
+    """A new directory that other users reach: pytest keeps closing those that it makes."""
+    with tempfile.TemporaryDirectory(prefix="dlm-xrootd-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def xrootd(base: Path, *more: str, prefilled: bool = False) -> Iterator[Place]:
+    """An XRootD server of a new directory, for everybody; `more` are lines for its configuration."""
     program = shutil.which("xrootd")
     if program is None:
         pytest.skip(f"XRootD's server is not installed: {INSTALL}")
-    directory, port = serving or base / "data", free_port()
+    directory, port = base / "data", free_port()
     (base / "admin").mkdir(parents=True)
-    if serving is None:
+    directory.mkdir()
+    if prefilled:
         fill(directory / PREFILLED / "many")
     config = base / "xrootd.cfg"
     lines = (
@@ -46,9 +56,8 @@ def xrootd(base: Path, *more: str, serving: Path | None = None) -> Iterator[Plac
 
 
 def given_to_user(base: Path) -> None:
-    """Make all below the directory the server's, and let it get there."""
+    """Make all below the directory the server's."""
     user = pwd.getpwnam(USER)
     for directory, _, names in os.walk(base):
         for path in [directory, *(os.path.join(directory, name) for name in names)]:
             os.chown(path, user.pw_uid, user.pw_gid)
-    open_to_nobody(base)

@@ -8,14 +8,18 @@ only: what a library wants to read from a file is in one without a name.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import queue
+import re
 import resource
+import shutil
 import signal
 import socket
 import stat
 import struct
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from importlib.machinery import ExtensionFileLoader
@@ -23,6 +27,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 FRAME = struct.Struct("!II")  # the lengths of a header and of the bytes that follow it
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
+_LEFT: list[str] = []  # directories to remove
 DIED = -1  # the code of an error that is not the library's
 Frame = tuple[dict[str, Any], bytes]
 
@@ -60,29 +66,29 @@ class Speaker:
     """
 
     def __init__(self) -> None:
-        self.gfal2: Any = None
         self.context: Any = None
         self.secrets: list[str] = []
         self.file: Any = None
         self.directory: Any = None
 
-    def begin(self, extension: str, files: dict[str, str], settings: list[Any], bearers: list[Any]) -> None:
-        """Load the library. `files` become variables that name files with these texts, `bearers` are by URL."""
-        for variable, text in files.items():
+    def begin(self, extension: str, settings: list[Any], told: dict[str, Any]) -> None:
+        """Load the library. Of what is told, `files` become variables that name files, `bearers` are tokens by URL."""
+        for variable, text in told["files"].items():
             os.environ[variable] = _unnamed(text)
+        if told["authorities"]:
+            os.environ["X509_CERT_DIR"] = _trusted(told["authorities"])
         loader = ExtensionFileLoader("gfal2", extension)
         spec = spec_from_file_location("gfal2", extension, loader=loader)
         assert spec is not None
-        self.gfal2 = module_from_spec(spec)
-        loader.exec_module(self.gfal2)
-        self.context = self.gfal2.creat_context()
+        gfal2 = module_from_spec(spec)
+        loader.exec_module(gfal2)
+        self.context = gfal2.creat_context()
         for group, key, value in settings:
             kind = {bool: "boolean", int: "integer"}.get(type(value), "string")
             getattr(self.context, f"set_opt_{kind}")(group, key, value)
-        for url, kind, text in bearers:
-            value = text if kind == "BEARER" else _unnamed(text)
-            self.gfal2.cred_set(self.context, url, self.gfal2.cred_new(kind, value))
-        self.secrets = [*files.values(), *(text for _, _, text in bearers)]
+        for url, token in told["bearers"]:
+            self.context.cred_set(url, self.context.cred_new("BEARER", token))
+        self.secrets = [*told["files"].values(), *(token for _, token in told["bearers"])]
 
     def stat(self, url: str) -> list[int]:
         """Size, time, mode."""
@@ -158,13 +164,41 @@ def _unnamed(text: str) -> str:
     return f"/proc/self/fd/{fd}"
 
 
+def _trusted(pem: str) -> str:
+    """A directory with these authorities, named as OpenSSL looks for them; it goes with the process.
+
+    Nothing in it is secret, but that a worker which is killed leaves it behind.
+    """
+    directory = tempfile.mkdtemp(prefix="dlm-trusted-")
+    _LEFT.append(directory)
+    crypto = ctypes.CDLL("libcrypto.so.3")
+    for name in ("BIO_new_mem_buf", "PEM_read_bio_X509"):
+        getattr(crypto, name).restype = ctypes.c_void_p
+    crypto.X509_subject_name_hash.restype = ctypes.c_ulong
+    for number, one in enumerate(_CERTIFICATE.findall(pem)):
+        text = one.encode()
+        bio = ctypes.c_void_p(crypto.BIO_new_mem_buf(text, len(text)))
+        certificate = ctypes.c_void_p(crypto.PEM_read_bio_X509(bio, None, None, None))
+        if certificate.value is None:
+            raise ValueError("the secret's ca cannot be read")
+        with open(f"{directory}/{crypto.X509_subject_name_hash(certificate):08x}.{number}", "w") as file:
+            file.write(one)
+    return directory
+
+
+def _end() -> None:
+    for directory in _LEFT:
+        shutil.rmtree(directory, ignore_errors=True)
+    os._exit(0)
+
+
 def _until_the_end(channel: socket.socket, frames: queue.SimpleQueue[Frame]) -> None:
     """Take in what is sent; end the process with its parent, also in the middle of a call."""
     try:
         while True:
             frames.put(receive(channel))
     except (EOFError, OSError):
-        os._exit(0)
+        _end()
 
 
 def main() -> None:

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dlm import config
 from dlm.errors import StorageError
 from dlm.gfal import extension, worker
+from dlm.gfal.speech import Speech
 from dlm.rooted import shown
 from dlm.types import ErrorClass
 
@@ -89,14 +89,6 @@ def translating(doing: str, path: str, *, writing: bool = False) -> Iterator[Non
         raise error.judged(doing, path, writing=writing) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Speech:
-    """What a worker is told at its beginning: who it is, and to whom. Never shown."""
-
-    files: Mapping[str, str] = field(default_factory=dict, repr=False)  # texts by the variable that names the file
-    bearers: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)  # URL, kind, text
-
-
 class Worker:
     """One process, and one caller at a time. After a call that took too long it is dead."""
 
@@ -113,8 +105,8 @@ class Worker:
             )  # fmt: skip
         self.is_dead = False
         try:
-            files, bearers = dict(speech.files), [list(bearer) for bearer in speech.bearers]
-            self.call("begin", str(library), files, [list(one) for one in SETTINGS], bearers, limit_s=START_S)
+            told = {"files": dict(speech.files), "bearers": speech.bearers, "authorities": speech.authorities}
+            self.call("begin", str(library), SETTINGS, told, limit_s=START_S)
         except BaseException:
             self.kill()
             raise

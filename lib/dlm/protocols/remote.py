@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from dlm.digest import Digest
-from dlm.errors import StorageError
+from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, ReadBack, Stat, StorageProtocol, Written
 from dlm.protocols.places import above, remote_root
 from dlm.rooted import MARKER, SEAL, SIBLING, TEMPORARIES, parsed_marker, require_owner, shown, split
@@ -32,6 +32,7 @@ class Storing:
     replace: bool = False
     size_bytes: int | None = None  # where it is known
     prove: Callable[[str], None] = lambda _: None  # is called with the path under which the bytes are stored
+    fill: Callable[[str], None] | None = None  # puts them under the temporary's URL, instead of the chunks
 
 
 class RemoteProtocol(StorageProtocol):
@@ -120,6 +121,31 @@ class RemoteProtocol(StorageProtocol):
 
         published = self._store(path, bytes_in, Storing(temporary, replace, size_bytes, proven))
         return Written(digest.size_bytes, Checksums(**digest.hexdigests()), was_adopted=not published)
+
+    def url(self, path: str) -> str:
+        """The URL of a path, for those who have storages copy between themselves; Unsupported where there is none."""
+        raise Unsupported(f"{self.ref.scheme} takes no files from other storages")
+
+    def receive(
+        self,
+        path: str,
+        fill: Callable[[str], None],
+        *,
+        attempt: str,
+        replace: bool = False,
+        prove: Callable[[ReadBack], None],
+    ) -> bool:
+        """`write`, with bytes that `fill` has another storage put under the URL it is called with.
+
+        False when the same content stood there when they were to be named.
+        """
+        temporary = temporary_name(attempt, self._checked(path))
+        self.url(path)
+
+        def proven(stored: str) -> None:
+            prove(lambda wanted: self._digests(stored, wanted))
+
+        return self._store(path, (), Storing(temporary, replace, prove=proven, fill=fill))
 
     def checksum(self, path: str, algorithms: Collection[str] = ("adler32",)) -> Checksums:
         return self._digests(self._checked(path), algorithms)

@@ -11,14 +11,13 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from urllib.parse import unquote
 
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
-from dlm.gfal import extension
-from dlm.gfal.speech import speech_to_root
+from dlm.gfal import extension, speech
 from dlm.gfal.workers import GfalError, Worker, Workers, translating
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.network import root_url
@@ -34,7 +33,6 @@ DEPTH_LIMIT = 200
 DIGEST_BYTES_PER_S = 20 << 20  # what a server is given the time for, while it reads a file for its digest
 _TRIES = 5  # against others who remove the directories that we have just made
 _REFUSED = re.compile(r"[\x00-\x1f\x7f?]|(?:^|/)%2e%2e", re.IGNORECASE)
-_NEVER_THERE = (ErrorClass.SOURCE_MISSING, ErrorClass.IO)
 
 
 class RootProtocol(RemoteProtocol):
@@ -55,7 +53,7 @@ class RootProtocol(RemoteProtocol):
 
     def _spoken(self) -> Workers:
         if self._workers is None:
-            self._workers = Workers(speech_to_root(self.ref.secret or {}))
+            self._workers = Workers(speech.to_root(self.ref.secret or {}))
         return self._workers
 
     def _url(self, path: str) -> str:
@@ -66,10 +64,17 @@ class RootProtocol(RemoteProtocol):
             self._base = f"root://{host}:{parts.port or DEFAULT_PORT}/" + "".join(f"/{part}" for part in below)
         return f"{self._base}/{path}" if path else self._base + "/"
 
+    def url(self, path: str) -> str:
+        return self._url(self._named(path))
+
     def _call(self, name: str, path: str, *arguments: object) -> object:
         return self._spoken().call(name, self._url(path), *arguments, limit_s=self.timeout_s)
 
     def _checked(self, path: str) -> str:
+        return super()._checked(self._named(path))
+
+    def _named(self, path: str) -> str:
+        """The path, once it is proven to be one that XRootD takes."""
         try:
             path.encode()
         except UnicodeEncodeError:
@@ -79,7 +84,7 @@ class RootProtocol(RemoteProtocol):
         if _REFUSED.search(path):  # '?' begins what is said beside the path; lists are lines, without escapes
             raise _refused(path, "XRootD takes no control characters, no '?', and no '%2e%2e'")
         require_file_names(path)
-        return super()._checked(path)
+        return path
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -216,7 +221,10 @@ class RootProtocol(RemoteProtocol):
             raise not_a_file(path)
         staged = f"{TEMPORARIES}/{storing.temporary}"
         try:
-            self._pour(staged, chunks)
+            if storing.fill is None:
+                self._pour(staged, chunks)
+            else:
+                self._have_filled(staged, storing.fill)
             storing.prove(staged)
             if self._publish(staged, path, storing.replace):
                 return True
@@ -227,6 +235,12 @@ class RootProtocol(RemoteProtocol):
             with contextlib.suppress(StorageError):
                 self._remove(staged)
             raise
+
+    def _have_filled(self, staged: str, fill: Callable[[str], None]) -> None:
+        self._remove(staged)
+        with translating("write", staged, writing=True):
+            self._call("make_directories", TEMPORARIES)
+        fill(self._url(staged))
 
     def _pour(self, path: str, chunks: Iterable[bytes]) -> None:
         """Write a new file. What the server has of it at the end is looked at: closing tells nothing."""

@@ -74,6 +74,10 @@ class WebDavProtocol(RemoteProtocol):
         parts = [quote(part, safe="", errors="surrogateescape") for part in path.split("/") if part]
         return "/".join([self._base, *parts]) + ("/" if not parts and not end else end)
 
+    def url(self, path: str) -> str:
+        root = self._connected().root
+        return f"{'dav' if self.ref.scheme in PLAIN else 'davs'}://{root.netloc}{self._target(path)}"
+
     def _ask(self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Answer:
         return self._connected().ask(self._request(method, path, headers, body))
 
@@ -205,7 +209,10 @@ class WebDavProtocol(RemoteProtocol):
             raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
         try:
             effects.point("dav.put:before")
-            self._put(staged, chunks, storing.size_bytes)
+            if storing.fill is None:
+                self._put(staged, chunks, storing.size_bytes)
+            else:
+                storing.fill(self.url(staged))
             effects.point("dav.put:after")
             storing.prove(staged)
             if self._move(staged, path, storing.replace):

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dlm.types import Checksums, ProtocolRef
 
@@ -93,6 +93,17 @@ class Storage(Protocol):
     def delete(self, path: str) -> bool: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class ThirdParty(Storage, Protocol):
+    """A storage that can be told to fetch a file from another, or to be fetched from."""
+
+    def url(self, path: str) -> str: ...
+
+    def receive(
+        self, path: str, fill: Callable[[str], None], *, attempt: str, replace: bool, prove: Callable[[ReadBack], None]
+    ) -> bool: ...
 
 
 Opener = Callable[[ProtocolRef], Storage]

@@ -45,14 +45,14 @@ class StreamTool(Transfertool):
             waiting: dict[Future[list[Outcome]], list[Copy]] = {}
             for copy in copies:
                 try:
-                    with _blaming("source"):
+                    with blaming("source"):
                         source = self._storage(storages, copy.source)
-                    with _blaming("destination"):
+                    with blaming("destination"):
                         destination = self._storage(storages, copy.destination)
                 except (StorageError, Unsupported) as error:
                     yield _failure(copy, error, 0, 0.0)
                     continue
-                waiting[pool.submit(_copied, Item(copy, source, destination), limits)] = [copy]
+                waiting[pool.submit(self._copied, Item(copy, source, destination), limits)] = [copy]
             yield from as_they_finish(waiting, deadline)
         finally:
             limits.stop_now()
@@ -60,6 +60,17 @@ class StreamTool(Transfertool):
             pool.shutdown(wait=False, cancel_futures=True)
             for storage in storages.values():
                 storage.close()
+
+    def _copied(self, item: Item, limits: Limits) -> list[Outcome]:
+        """The outcome of one copy, alone in a list."""
+        item.started = time.monotonic()
+        try:
+            return [_adopted(item, limits) or self._move(item, limits)]
+        except (StorageError, OSError) as error:
+            return [_failure(item.copy, error, item.bytes_moved, time.monotonic() - item.started)]
+
+    def _move(self, item: Item, limits: Limits) -> Outcome:
+        return moved(item, limits)
 
     def _storage(self, storages: dict[str, Storage], ref: ProtocolRef) -> Storage:
         """The adapter of a storage, one for all copies, so that its connections are too."""
@@ -80,15 +91,6 @@ class Item:
     bytes_moved: int = 0
 
 
-def _copied(item: Item, limits: Limits) -> list[Outcome]:
-    """The outcome of one copy, alone in a list."""
-    item.started = time.monotonic()
-    try:
-        return [_adopted(item, limits) or _moved(item, limits)]
-    except (StorageError, OSError) as error:
-        return [_failure(item.copy, error, item.bytes_moved, time.monotonic() - item.started)]
-
-
 # -- adopt ------------------------------------------------------------------------------------------------------
 
 
@@ -100,12 +102,12 @@ def _adopted(item: Item, limits: Limits) -> Outcome | None:
     """
     limits.check()
     copy = item.copy
-    with _blaming("destination"):
+    with blaming("destination"):
         there = item.destination.stat(copy.destination_path)
     if there is None:
         return None
     if copy.size_bytes in (None, there.size_bytes):
-        with _blaming("destination"):
+        with blaming("destination"):
             found = item.destination.checksum(copy.destination_path, algorithms(copy))
         if found.agrees(copy.checksums) or (not copy.checksums.known() and _is_like_source(item, there, found)):
             spent_s = time.monotonic() - item.started
@@ -118,7 +120,7 @@ def _adopted(item: Item, limits: Limits) -> Outcome | None:
 
 def _is_like_source(item: Item, there: Described, found: Checksums) -> bool:
     """True when the source has the size and the digests of what is there."""
-    with _blaming("source"):
+    with blaming("source"):
         source = item.source.stat(item.copy.source_path)
         if source is None or source.size_bytes != there.size_bytes:
             return False
@@ -128,20 +130,20 @@ def _is_like_source(item: Item, there: Described, found: Checksums) -> bool:
 # -- pour, judge ------------------------------------------------------------------------------------------------
 
 
-def _moved(item: Item, limits: Limits) -> Outcome:
+def moved(item: Item, limits: Limits) -> Outcome:
     copy, digest = item.copy, Digest(algorithms(item.copy))
-    with _blaming("source"):
+    with blaming("source"):
         before = item.source.stat(copy.source_path)
         if before is None:
             raise StorageError(ErrorClass.SOURCE_MISSING, f"{shown(copy.source_path)} is not there")
         require_size(copy, before.size_bytes)
-    with _blaming("destination"), contextlib.closing(_poured(item, before, digest, limits)) as chunks:
+    with blaming("destination"), contextlib.closing(_poured(item, before, digest, limits)) as chunks:
         written = item.destination.write(
             copy.destination_path, chunks, attempt=copy.attempt, replace=copy.replace, algorithms=(),
             size_bytes=before.size_bytes, prove=partial(_prove, item, digest, limits),
         )  # fmt: skip
         effects.point("stream.write:after")
-        _require_named(item, digest, limits, is_ours=not written.was_adopted)
+        require_named(item, digest.size_bytes, limits, is_ours=not written.was_adopted)
     sent = Checksums(**digest.hexdigests())
     moved = 0 if written.was_adopted else item.bytes_moved
     spent_s = time.monotonic() - item.started
@@ -150,7 +152,7 @@ def _moved(item: Item, limits: Limits) -> Outcome:
 
 def _poured(item: Item, before: Described, digest: Digest, limits: Limits) -> Generator[bytes, None, None]:
     """The source's bytes, digested. Ends with an error, instead of ending, unless they are what is to be stored."""
-    with _blaming("source"):
+    with blaming("source"):
         reading = item.source.read(item.copy.source_path)
     with contextlib.closing(reading):
         for block in _ahead(iter(reading)) if before.size_bytes >= AHEAD_BYTES else _blamed(iter(reading)):
@@ -158,7 +160,7 @@ def _poured(item: Item, before: Described, digest: Digest, limits: Limits) -> Ge
             digest.update(block)
             item.bytes_moved += len(block)
             yield block
-    with _blaming("source"):
+    with blaming("source"):
         after = item.source.stat(item.copy.source_path)
         is_same = after is not None and (after.size_bytes, after.modified_at) == (before.size_bytes, before.modified_at)
         if not is_same or digest.size_bytes != before.size_bytes:
@@ -170,7 +172,7 @@ def _poured(item: Item, before: Described, digest: Digest, limits: Limits) -> Ge
 
 def _blamed(blocks: Iterator[bytes]) -> Iterator[bytes]:
     while True:
-        with _blaming("source"):
+        with blaming("source"):
             block = next(blocks, None)
         if block is None:
             return
@@ -182,7 +184,7 @@ def _ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
     with ThreadPoolExecutor(1, thread_name_prefix="dlm-ahead") as pool:
         coming = pool.submit(next, blocks, None)
         while True:
-            with _blaming("source"):
+            with blaming("source"):
                 block = coming.result()
             if block is None:
                 return
@@ -204,31 +206,32 @@ def _prove(item: Item, digest: Digest, limits: Limits, read_back: ReadBack) -> N
             raise
         stored = Checksums()
     if stored != sent:
-        raise _mismatch(item, digest, str(stored.known()) if stored.known() else "nothing")
+        raise mismatch(item, digest.size_bytes, sent, str(stored.known()) if stored.known() else "nothing")
     limits.check()
 
 
-def _require_named(item: Item, digest: Digest, limits: Limits, *, is_ours: bool) -> None:
+def require_named(item: Item, size_bytes: int, limits: Limits, *, is_ours: bool) -> None:
     """CHECKSUM_MISMATCH unless a file of the size that was sent has the name now: naming may lose what was proven."""
     there = item.destination.stat(item.copy.destination_path)
-    if there is not None and there.size_bytes == digest.size_bytes:
+    if there is not None and there.size_bytes == size_bytes:
         return
     if there is not None and is_ours:
         limits.check()
         item.destination.delete(item.copy.destination_path)
-    raise _mismatch(item, digest, "nothing" if there is None else f"{there.size_bytes} bytes")
+    found = "nothing" if there is None else f"{there.size_bytes} bytes"
+    raise mismatch(item, size_bytes, Checksums(), found)
 
 
-def _mismatch(item: Item, digest: Digest, found: str) -> StorageError:
-    path, sent = shown(item.copy.destination_path), digest.hexdigests()
-    detail = f"{path}: wrote {digest.size_bytes} bytes {sent}, read back {found}"
+def mismatch(item: Item, size_bytes: int, sent: Checksums, found: str) -> StorageError:
+    path = shown(item.copy.destination_path)
+    detail = f"{path}: wrote {size_bytes} bytes {sent.known() or ''}, read back {found}"
     return StorageError(ErrorClass.CHECKSUM_MISMATCH, detail)
 
 
 # -- whose failure ----------------------------------------------------------------------------------------------
 
 
-class _blaming:  # noqa: N801  reads as a statement
+class blaming:  # noqa: N801  reads as a statement
     """A StorageError inside the block is this side's, unless it was the other's already, or nobody's."""
 
     __slots__ = ("side",)

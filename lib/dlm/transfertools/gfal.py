@@ -1,0 +1,156 @@
+"""The gfal2 transfertool: storages that copy between themselves. Bytes do not pass through this host.
+
+adopt    as the stream tool does: what stands at the destination and is right counts
+copy     the destination is told to fetch the file into a temporary name, by a worker that is killed when it is over
+prove    the destination's digest of that is what the catalogue expects, or the source's own; then it gets its name
+look     what has the name now is of the right size
+
+Where storages cannot do it (no gfal2 here, another identity at each, a refusal of either), the stream tool moves the file.
+What that finds tells whose failure it is; of a copy between two others one cannot.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from dlm import effects
+from dlm.errors import StorageError
+from dlm.gfal import extension, speech
+from dlm.gfal.workers import GfalError, Workers
+from dlm.rooted import shown
+from dlm.transfertools.interface import Copy, Described, Opener, Outcome, ReadBack, ThirdParty
+from dlm.transfertools.local import MARGIN_S
+from dlm.transfertools.local_group import Limits, algorithms, require_expected, require_size
+from dlm.transfertools.stream import Item, StreamTool, blaming, mismatch, require_named
+from dlm.types import Checksums, ErrorClass
+
+log = logging.getLogger(__name__)
+
+
+class NotBetweenThem(Exception):
+    """These two storages did not copy this file between themselves."""
+
+
+class GfalTool(StreamTool):
+    """`threads` copies at once, each watched by a worker of its own."""
+
+    def __init__(self, open_protocol: Opener, *, threads: int = 2, margin_s: float = MARGIN_S) -> None:
+        super().__init__(open_protocol, threads=threads, margin_s=margin_s)
+        self._lock = threading.Lock()
+        self._workers: dict[str, Workers] = {}
+
+    def copy_many(self, copies: Sequence[Copy], deadline: float, stop: Callable[[], bool]) -> Iterator[Outcome]:
+        try:
+            yield from super().copy_many(copies, deadline, stop)
+        finally:
+            with self._lock:
+                ended, self._workers = self._workers, {}
+            for workers in ended.values():
+                workers.close()
+
+    def _move(self, item: Item, limits: Limits) -> Outcome:
+        try:
+            return self._moved_between(item, limits)
+        except NotBetweenThem as reason:
+            log.info("%s: by way of this host: %s", shown(item.copy.destination_path), reason)
+        item.bytes_moved = 0
+        return super()._move(item, limits)
+
+    def _moved_between(self, item: Item, limits: Limits) -> Outcome:
+        copy, source, destination = item.copy, item.source, item.destination
+        if not isinstance(source, ThirdParty) or not isinstance(destination, ThirdParty):
+            raise NotBetweenThem("not with these protocols")
+        workers = self._between(copy)
+        with blaming("source"):
+            before = source.stat(copy.source_path)
+            if before is None:
+                raise StorageError(ErrorClass.SOURCE_MISSING, f"{shown(copy.source_path)} is not there")
+            require_size(copy, before.size_bytes)
+            fetch = partial(_fetched, item, workers, source.url(copy.source_path), before, limits)
+        found: list[Checksums] = []
+        with blaming("destination"):
+            is_ours = destination.receive(
+                copy.destination_path, fetch, attempt=copy.attempt, replace=copy.replace,
+                prove=lambda read_back: found.append(_proven(item, before, limits, read_back)),
+            )  # fmt: skip
+            effects.point("gfal.write:after")
+            require_named(item, before.size_bytes, limits, is_ours=is_ours)
+        spent_s = time.monotonic() - item.started
+        moved = before.size_bytes if is_ours else 0
+        return Outcome(copy.request_id, True, before.size_bytes, found[0], not is_ours, moved, spent_s)
+
+    def _between(self, copy: Copy) -> Workers:
+        """Those who may have this copy made; NotBetweenThem where there can be none."""
+        if not extension.is_there():
+            raise NotBetweenThem("gfal2 is not installed")
+        key = f"{copy.source.prefix} {copy.source.secret_version} {copy.destination.prefix} {copy.destination.secret_version}"
+        with self._lock:
+            if key not in self._workers:
+                told = speech.between(copy.source, copy.destination)
+                if told is None:
+                    raise NotBetweenThem("one process cannot speak for both secrets")
+                self._workers[key] = Workers(told)
+            return self._workers[key]
+
+
+def _fetched(
+    item: Item, workers: Workers, source_url: str, before: Described, limits: Limits, temporary_url: str
+) -> None:
+    """Have the destination fetch the source's bytes."""
+    limits.check()
+    effects.point("gfal.copy:before")
+    with workers.one() as worker:
+        left_s = max(1.0, limits.until - time.monotonic())
+        try:
+            worker.call(
+                "copy", source_url, temporary_url, int(left_s), limit_s=left_s, is_over=partial(_is_over, limits)
+            )
+        except GfalError as error:
+            limits.check()  # whoever was asked to stop did not fail
+            judged = error.judged("copy to", item.copy.destination_path, writing=True)
+            if judged.error_class == ErrorClass.NO_SPACE:
+                raise judged from error
+            raise NotBetweenThem(str(judged)) from error
+    item.bytes_moved = before.size_bytes
+    effects.point("gfal.copy:after")
+
+
+def _is_over(limits: Limits) -> bool:
+    try:
+        limits.check()
+    except StorageError:
+        return True
+    return False
+
+
+def _proven(item: Item, before: Described, limits: Limits, read_back: ReadBack) -> Checksums:
+    """What is stored, once it is what it should be. CHECKSUM_MISMATCH or the source's failure if not.
+
+    One digest is enough, if the catalogue has that which storages know: the others would be read through this host.
+    """
+    limits.check()
+    copy = item.copy
+    wanted = ("adler32",) if copy.checksums.adler32 else algorithms(copy)
+    try:
+        stored = read_back(wanted)
+    except StorageError as error:
+        if error.error_class != ErrorClass.SOURCE_MISSING:
+            raise
+        stored = Checksums()
+    expected = copy.checksums
+    if not stored.agrees(expected):
+        with blaming("source"):
+            expected = item.source.checksum(copy.source_path, wanted)
+            require_expected(copy, expected)
+    with blaming("source"):
+        after = item.source.stat(copy.source_path)
+        if after is None or (after.size_bytes, after.modified_at) != (before.size_bytes, before.modified_at):
+            raise StorageError(ErrorClass.SOURCE_CHANGED, f"{shown(copy.source_path)} changed while it was copied")
+    if not stored.agrees(expected):
+        raise mismatch(item, before.size_bytes, expected, str(stored.known()) if stored.known() else "nothing")
+    limits.check()
+    return stored
