@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hmac
 import os
 import pwd
+import secrets
 import shutil
+import socket
+import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from dlm.gfal import extension
 from protocols.filesystems import is_root
-from protocols.servers import PREFILLED, Place, fill, free_port, running
+from protocols.servers import PREFILLED, READY_S, Place, certificate, fill, free_port, running
 
 USER = "nobody"  # XRootD refuses to be root
 INSTALL = "apt-get install xrootd-server xrootd-client xrootd-plugins"
@@ -53,6 +62,69 @@ def xrootd(base: Path, *more: str, prefilled: bool = False) -> Iterator[Place]:
         command += ["-R", USER]
     with running(command, port, base / "server.log"):
         yield Place("root", f"root://127.0.0.1:{port}/", {}, directory, {})
+
+
+@contextlib.contextmanager
+def xrootd_https(base: Path) -> Iterator[tuple[Place, Place]]:
+    """Two XRootD servers that speak https://, let in who has a token of theirs, and copy between themselves."""
+    with certificate(base / "tls") as (crt, key, ca), contextlib.ExitStack() as stack:
+        authorities = base / "authorities"
+        authorities.mkdir()
+        shutil.copy(crt, authorities / "host.pem")
+        subprocess.run(["openssl", "rehash", str(authorities)], check=True, capture_output=True)
+        places = []
+        for name in ("w1", "w2"):
+            own = base / name
+            own.mkdir()
+            for file in (crt, key):
+                shutil.copy(file, own / file.name)
+            token, port = _let_in_by_token(own), free_port()
+            place = stack.enter_context(xrootd(
+                own / "server", f"xrd.tls {own}/host.crt {own}/host.key", f"xrd.tlsca certdir {authorities}",
+                "all.sitename dlm", "ofs.authorize 1", "ofs.authlib libXrdMacaroons.so", f"acc.authdb {own}/nobody",
+                f"macaroons.secretkey {own}/macaroons", f"xrd.protocol XrdHttp:{port} libXrdHttp.so",
+                "http.header2cgi Authorization authz", "http.exthandler xrdtpc libXrdHttpTPC.so", "http.desthttps yes",
+            ))  # fmt: skip
+            wait_for(port)
+            prefix, secret = f"davs://127.0.0.1:{port}", {"token": token, "ca": ca}
+            places.append(replace(place, scheme="davs", prefix=prefix, secret=secret))
+        yield places[0], places[1]
+
+
+def _let_in_by_token(own: Path) -> str:
+    """A macaroon that allows everything for some hours; the files that its server needs are made and given to it."""
+    secret = secrets.token_bytes(48)
+    (own / "macaroons").write_bytes(base64.encodebytes(secret))
+    (own / "nobody").write_text("u nobody-else /nowhere r\n")  # without a token nobody may do anything
+    for file in own.iterdir():
+        file.chmod(0o400)
+    if is_root:
+        given_to_user(own)
+    ends_at = datetime.now(UTC) + timedelta(hours=10)
+    allowed = "activity:READ_METADATA,DOWNLOAD,UPLOAD,MANAGE,UPDATE_METADATA,DELETE,LIST"
+    return macaroon(secret, ["name:dlm", allowed, "path:/", f"before:{ends_at:%Y-%m-%dT%H:%M:%SZ}"])
+
+
+def macaroon(secret: bytes, caveats: list[str]) -> str:
+    """A macaroon in the format of libmacaroons: each caveat is signed with the signature before it."""
+    signature = hmac.digest(b"macaroons-key-generator".ljust(32, b"\0"), secret, "sha256")
+    packets = [b"location dlm\n"]
+    for name, text in [("identifier", "1"), *(("cid", caveat) for caveat in caveats)]:
+        signature = hmac.digest(signature, text.encode(), "sha256")
+        packets.append(f"{name} {text}\n".encode())
+    packets.append(b"signature " + signature + b"\n")
+    whole = b"".join(b"%04x" % (len(packet) + 4) + packet for packet in packets)
+    return base64.urlsafe_b64encode(whole).rstrip(b"=").decode()
+
+
+def wait_for(port: int) -> None:
+    """Return when the port takes connections: a server of two opens one after the other."""
+    limit = time.monotonic() + READY_S
+    while time.monotonic() < limit:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        threading.Event().wait(0.02)
+    raise AssertionError(f"nothing listens on port {port}")
 
 
 def given_to_user(base: Path) -> None:
