@@ -9,7 +9,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,8 @@ from dlm.transfertools.gfal import GfalTool
 from dlm.transfertools.stream import StreamTool
 from dlm.types import Checksums, ErrorClass
 from protocols.conformance import get
-from protocols.servers import Place
+from protocols.counting import OTHERS, SERVERS, counting
+from protocols.servers import Place, port_of, silent, through
 from protocols.xrootd import needs_gfal, open_directory, xrootd, xrootd_https
 
 pytestmark = [pytest.mark.protocols, needs_gfal]
@@ -95,7 +95,7 @@ def reached() -> Iterator[list[str]]:
 
 
 def test_files_are_copied_between_the_storages_and_a_second_time_are_adopted(way: Way, reached: list[str]) -> None:
-    contents = {"empty": b"", "d/é +#&": b"x", "large": os.urandom((9 << 20) + 17)}
+    contents = {"empty": b"", "d/f": b"x", "large": os.urandom((9 << 20) + 17)}
     copies = [way.give(path, content) for path, content in contents.items()]
     for copy, outcome in zip(copies, way.run(*copies), strict=True):
         assert outcome.ok, outcome
@@ -180,6 +180,40 @@ def test_what_storages_cannot_copy_between_themselves_goes_by_way_of_this_host(
     monkeypatch.setattr("dlm.gfal.extension.is_there", lambda: False)
     assert way.run(copy)[0].ok
     assert "gfal.copy:before" not in reached and "stream.write:after" in reached
+
+
+def test_the_bytes_do_not_pass_through_this_host(ends: dict[str, Ends]) -> None:
+    size = 32 << 20
+    for one, other in ends.values():
+        with counting(port_of(one)) as source, counting(port_of(other)) as destination:
+            way = Way((through(one, source.port), through(other, destination.port)))
+            [outcome] = way.run(replace(way.give("f", os.urandom(size)), attempt="2"))
+            given = source.bytes[OTHERS]
+            assert (outcome.ok, outcome.bytes_moved) == (True, size)
+            assert size < given < size + (1 << 20), "what the test itself wrote there"
+            assert source.bytes[SERVERS] > size, "the destination's server fetched it"
+            assert destination.bytes[OTHERS] < 1 << 20
+            way.close()
+
+
+def test_a_name_that_the_servers_cannot_tell_each_other_goes_by_way_of_this_host(
+    ends: dict[str, Ends], reached: list[str]
+) -> None:
+    with contextlib.closing(Way(ends["root"])) as way:
+        assert way.run(way.give("a&b", b"content"))[0].ok
+        assert way.arrived() == {"to/a&b": b"content"}
+    assert "stream.write:after" in reached
+
+
+def test_a_server_that_says_nothing_holds_nobody_beyond_the_deadline(ends: dict[str, Ends]) -> None:
+    for place in (ends["root"][0], ends["https"][0]):
+        with silent() as port, contextlib.closing(Way((place, place))) as way:
+            copy = way.give("f", b"x")
+            ref = through(place, port).ref(options={"timeout_s": "0.8"})
+            started = time.monotonic()
+            [outcome] = way.run(replace(copy, destination=ref), deadline_s=2.2)
+            assert outcome.error_class in (ErrorClass.TIMEOUT, ErrorClass.INTERRUPTED)
+            assert time.monotonic() - started < 8
 
 
 def test_the_table_says_which_tool_moves_what() -> None:
