@@ -36,6 +36,22 @@ class TestXrootd(ProtocolConformance):
 class TestFaults(NetworkFaults):
     half_written = ("root.write:before", "root.write:after", "root.rename:before")
 
+    def test_a_wrong_secret_is_a_matter_of_permission_and_is_not_told(self, tmp_path: object) -> None:
+        """Of the server that asks for one: see below."""
+
+    def test_a_read_that_is_cut_off_is_an_error_and_not_a_short_file(
+        self, storage: StorageProtocol, place: Place
+    ) -> None:
+        content = os.urandom(12 << 20)
+        put(storage, "f", content)
+        with cutting(port_of(place)) as proxy:
+            proxy.down_limit = 3 << 20
+            with through(place, proxy.port).storage(below(storage, place)) as cut:
+                try:
+                    assert get(cut, "f") == content, "the library goes on over a new connection"
+                except StorageError as error:
+                    assert error.error_class in (ErrorClass.IO, ErrorClass.UNAVAILABLE)
+
     @pytest.fixture
     def place(self, server: Place) -> Place:
         return server

@@ -15,16 +15,18 @@ import pytest
 
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
+from dlm.gfal import extension
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.transfertools import Copy, Outcome, select
 from dlm.transfertools.stream import StreamTool
 from dlm.types import Checksums, ErrorClass, ProtocolRef
 from protocols.conformance import get
 from protocols.servers import Place, rclone_serves, resident_bytes, silent, sshd, through, wsgidav
+from protocols.xrootd import open_directory, xrootd
 
 pytestmark = pytest.mark.protocols
 COUNT = itertools.count(1)
-KINDS = ["posix", "s3", "webdav", "sftp"]
+KINDS = ["posix", "s3", "webdav", "sftp", *(["xrootd"] if extension.is_there() else [])]  # without gfal2 test_root.py says so
 SOURCE_ID, DESTINATION_ID = "source-id", "destination-id"
 
 
@@ -36,7 +38,7 @@ def adler32(content: bytes) -> Checksums:
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Place]]:
     """A running server of each kind."""
     with contextlib.ExitStack() as stack:
-        base = tmp_path_factory.mktemp("servers")
+        base, reachable = tmp_path_factory.mktemp("servers"), stack.enter_context(open_directory())
         for kind in ("s3", "webdav"):
             (base / kind).mkdir()
         yield {
@@ -45,6 +47,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Place
             "webdav": stack.enter_context(rclone_serves("webdav", base / "webdav")),
             "wsgidav": stack.enter_context(wsgidav(base / "wsgidav")),
             "sftp": stack.enter_context(sshd(base / "sftp")),
+            **({"xrootd": stack.enter_context(xrootd(reachable / "xrootd"))} if "xrootd" in KINDS else {}),
         }
 
 
@@ -170,8 +173,8 @@ def test_a_source_that_is_not_what_it_should_be_never_gets_a_name(way: Way) -> N
     assert way.arrived() == {}
 
 
-STORED = ("posix.fsync:after", "s3.put:after", "s3.complete:after", "dav.put:after", "sftp.write:after")
-NAMING = ("posix.rename:before", "dav.move:before", "sftp.rename:before")
+STORED = ("posix.fsync:after", "s3.put:after", "s3.complete:after", "dav.put:after", "sftp.write:after", "root.write:after")
+NAMING = ("posix.rename:before", "dav.move:before", "sftp.rename:before", "root.rename:before")
 
 
 @into_each
