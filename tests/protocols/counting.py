@@ -66,7 +66,7 @@ def counting(port: int) -> Iterator[Counting]:
 
 
 def program_at(port: int, connected_to: int) -> str:
-    """The name of the program whose socket on this host has the one port, connected to the other; '' if none is found."""
+    """The program whose socket on this host has the one port, and is connected to the other; '' if none is found."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             here, there, *_ = words = line.split()[1:]

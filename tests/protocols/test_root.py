@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol
-from protocols.conformance import ProtocolConformance
-from protocols.faults import NetworkFaults
-from protocols.servers import Place, claimed
-from protocols.xrootd import needs_gfal, open_directory, xrootd
+from dlm.types import Checksums, ErrorClass
+from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
+from protocols.faults import NetworkFaults, below
+from protocols.filesystems import mounted, needs_root
+from protocols.servers import Place, certificate, claimed, cutting, port_of, through
+from protocols.xrootd import given_to_user, needs_gfal, open_directory, xrootd
 
 pytestmark = [pytest.mark.protocols, needs_gfal]
 COUNT = itertools.count(1)
@@ -36,8 +42,15 @@ class TestXrootd(ProtocolConformance):
 class TestFaults(NetworkFaults):
     half_written = ("root.write:before", "root.write:after", "root.rename:before")
 
-    def test_a_wrong_secret_is_a_matter_of_permission_and_is_not_told(self, tmp_path: object) -> None:
-        """Of the server that asks for one: see below."""
+    def test_a_wrong_secret_is_a_matter_of_permission_and_is_not_told(
+        self, storage: StorageProtocol, place: Place
+    ) -> None:
+        with open_directory() as base:
+            base.joinpath("rules").write_text("u nobody-else /nowhere r\n")
+            with xrootd(base / "server", "ofs.authorize 1", f"acc.authdb {base}/rules") as closed:
+                super().test_a_wrong_secret_is_a_matter_of_permission_and_is_not_told(
+                    storage, replace(closed, secret={"token": ""})
+                )
 
     def test_a_read_that_is_cut_off_is_an_error_and_not_a_short_file(
         self, storage: StorageProtocol, place: Place
@@ -60,3 +73,57 @@ class TestFaults(NetworkFaults):
     def storage(self, place: Place) -> Iterator[StorageProtocol]:
         with claimed(place, COUNT) as storage:
             yield storage
+
+
+class TestServer:
+    def test_what_the_server_remembers_of_a_digest_is_no_witness_unless_told_so(self, server: Place) -> None:
+        content = os.urandom(1000)
+        with claimed(server, COUNT) as storage:
+            path = server.directory / storage.ref.prefix.rpartition("/")[2] / "f"
+            put(storage, "f", content)
+            trusting = replace(storage.ref, options={"remembered_digests": "true"})
+            with server.storage(prefix=storage.ref.prefix, options=trusting.options) as believer:
+                before = believer.checksum("f")
+                moment = path.stat()
+                path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+                os.utime(path, ns=(moment.st_atime_ns, moment.st_mtime_ns))
+                assert believer.checksum("f") == before == Checksums(adler32=f"{zlib.adler32(content):08x}")
+            assert storage.checksum("f") != before
+
+    def test_empty_directories_go_with_their_last_file(self, server: Place) -> None:
+        with claimed(server, COUNT) as storage:
+            root = server.directory / storage.ref.prefix.rpartition("/")[2]
+            put(storage, "a/b/c/f", b"")
+            put(storage, "a/g", b"")
+            storage.delete("a/b/c/f")
+            assert [path.name for path in (root / "a").iterdir()] == ["g"]
+            storage.delete("a/g")
+            assert not (root / "a").exists() and root.exists()
+
+    def test_names_that_are_not_utf8_are_refused(self, server: Place) -> None:
+        with claimed(server, COUNT) as storage:
+            assert refusal(lambda: put(storage, "a\udce9b", b"x")) == ErrorClass.INVALID_PATH
+
+    def test_a_certificate_that_nobody_vouches_for_is_not_spoken_to(self) -> None:
+        with open_directory() as base, certificate(base / "tls") as (crt, key, ca):
+            given_to_user(base / "tls")
+            key.chmod(0o400)
+            tls = (f"xrd.tls {crt} {key}", "xrd.tlsca noverify", "xrootd.tls all")
+            with xrootd(base / "server", *tls) as place:
+                with claimed(replace(place, secret={"ca": ca}), COUNT) as storage:
+                    put(storage, "f", b"x")
+                    assert get(storage, "f") == b"x"
+                with place.storage() as stranger, pytest.raises(StorageError) as caught:
+                    stranger.stat("f")
+        assert caught.value.error_class == ErrorClass.UNAVAILABLE and "certificate" in str(caught.value.hint)
+
+
+@needs_root
+def test_a_full_disk_is_told_and_the_part_removed() -> None:
+    with open_directory() as base, xrootd(base / "server") as place:
+        small = place.directory / "storage-full"
+        with mounted(small, "size=3m,mode=0777"), place.storage("storage-full") as storage:
+            storage.claim(STORAGE_ID)
+            assert refusal(lambda: put(storage, "d/f", os.urandom(5 << 20))) == ErrorClass.NO_SPACE
+            assert list(storage.list()) == [] and storage.remove_temporaries("1.1") == 0
+            put(storage, "d/f", b"x")

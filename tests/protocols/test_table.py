@@ -29,5 +29,12 @@ def test_without_its_package_a_protocol_says_what_to_install(
     assert caught.value.hint == f"pip install 'dlm[{scheme}]'"
 
 
+def test_without_gfal2_root_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlm.gfal.extension.EXTENSION_SUFFIXES", [])
+    with pytest.raises(Unsupported, match="gfal2") as caught:
+        open_protocol(ProtocolRef(1, "far", "id", "root", "root://host//path"))
+    assert str(caught.value.hint).startswith("apt-get install python3-gfal2")
+
+
 def test_every_scheme_declares_what_it_may_be_told() -> None:
     assert set(schemes()) <= set(DECLARED)

@@ -62,7 +62,9 @@ _CLASSES = {
     errno.EHOSTUNREACH: ErrorClass.UNAVAILABLE,
     errno.EHOSTDOWN: ErrorClass.UNAVAILABLE,
     errno.ENETUNREACH: ErrorClass.UNAVAILABLE,
+    errno.ENETRESET: ErrorClass.UNAVAILABLE,  # how TLS fails
 }
+_HINTS = {errno.ENETRESET: "is the certificate of its authority in the secret's ca, or known to this host?"}
 
 
 class GfalError(Exception):
@@ -77,7 +79,7 @@ class GfalError(Exception):
         error_class = _CLASSES.get(self.code, ErrorClass.IO)
         if writing and error_class == ErrorClass.SOURCE_MISSING:
             error_class = ErrorClass.IO
-        return StorageError(error_class, f"cannot {doing} {shown(path)}: {shown(str(self))}")
+        return StorageError(error_class, f"cannot {doing} {shown(path)}: {shown(str(self))}", hint=_HINTS.get(self.code))
 
 
 @contextlib.contextmanager
@@ -100,7 +102,7 @@ class Worker:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         with far:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", worker.__file__], stdin=far, stdout=subprocess.DEVNULL,
+                [sys.executable, "-I", "-S", str(worker.__file__)], stdin=far.fileno(), stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, env=_environment(), cwd="/", start_new_session=True,
             )  # fmt: skip
         self.is_dead = False
@@ -133,7 +135,7 @@ class Worker:
             raise
         if "code" in answer:
             raise GfalError(answer["code"], answer["text"])
-        return answer["value"] if "value" in answer else data
+        return answer.get("value", data)
 
     def _wait(self, until: float, is_over: Callable[[], bool] | None) -> None:
         """Return when there is an answer; TimeoutError if there is none in time."""
@@ -147,6 +149,10 @@ class Worker:
             if is_over is not None and is_over():
                 self.kill()
                 raise GfalError(errno.ECANCELED, "asked to stop")
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
 
     def kill(self) -> None:
         """End the process; more than once does no harm."""

@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import unquote
 
 from dlm import effects
@@ -67,7 +68,7 @@ class RootProtocol(RemoteProtocol):
     def url(self, path: str) -> str:
         return self._url(self._named(path))
 
-    def _call(self, name: str, path: str, *arguments: object) -> object:
+    def _call(self, name: str, path: str, *arguments: str) -> Any:
         return self._spoken().call(name, self._url(path), *arguments, limit_s=self.timeout_s)
 
     def _checked(self, path: str) -> str:
@@ -91,7 +92,7 @@ class RootProtocol(RemoteProtocol):
     def _attributes(self, path: str) -> tuple[Stat, int] | None:
         """Size, time and mode; None where nothing is."""
         try:
-            size, moment, mode = self._call("stat", path)  # type: ignore[misc]
+            size, moment, mode = self._call("stat", path)
         except GfalError as error:
             judged = error.judged("stat", path or self.ref.prefix)
             if judged.error_class == ErrorClass.SOURCE_MISSING or self._is_below_a_file(path, judged):
@@ -175,7 +176,8 @@ class RootProtocol(RemoteProtocol):
                     raise
             finally:
                 with contextlib.suppress(GfalError):
-                    worker.is_dead or worker.call("close", limit_s=self.timeout_s)
+                    if not worker.is_dead:
+                        worker.call("close", limit_s=self.timeout_s)
 
     def space(self) -> Space:
         with translating("measure", self.ref.prefix):

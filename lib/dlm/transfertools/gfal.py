@@ -5,8 +5,8 @@ copy     the destination is told to fetch the file into a temporary name, by a w
 prove    the destination's digest of that is what the catalogue expects, or the source's own; then it gets its name
 look     what has the name now is of the right size
 
-Where storages cannot do it (no gfal2 here, another identity at each, a refusal of either), the stream tool moves the file.
-What that finds tells whose failure it is; of a copy between two others one cannot.
+Where storages cannot do it (no gfal2 here, another identity at each, a refusal of either), the stream tool moves the
+file. What that finds tells whose failure it is; of a copy between two others one cannot.
 """
 
 from __future__ import annotations
@@ -87,10 +87,11 @@ class GfalTool(StreamTool):
         """Those who may have this copy made; NotBetweenThem where there can be none."""
         if not extension.is_there():
             raise NotBetweenThem("gfal2 is not installed")
-        key = f"{copy.source.prefix} {copy.source.secret_version} {copy.destination.prefix} {copy.destination.secret_version}"
+        source, destination = copy.source, copy.destination
+        key = f"{source.prefix} {source.secret_version} {destination.prefix} {destination.secret_version}"
         with self._lock:
             if key not in self._workers:
-                told = speech.between(copy.source, copy.destination)
+                told = speech.between(source, destination)
                 if told is None:
                     raise NotBetweenThem("one process cannot speak for both secrets")
                 self._workers[key] = Workers(told)

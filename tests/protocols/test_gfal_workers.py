@@ -1,0 +1,140 @@
+"""The processes that speak gfal2: they end when a call hangs, when they crash, and with their parent; they tell nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dlm.errors import Unsupported
+from dlm.gfal import extension, worker
+from dlm.gfal.speech import Speech, between
+from dlm.gfal.workers import GfalError, Worker, Workers
+from dlm.types import ProtocolRef, Secret
+from protocols.servers import free_port, silent
+from protocols.xrootd import needs_gfal
+
+pytestmark = pytest.mark.protocols
+SEEDED = "SEEDED-in-no-list"
+
+
+@pytest.fixture
+def speaking() -> Iterator[Worker]:
+    made = Worker(Speech({"BEARER_TOKEN_FILE": SEEDED}))
+    yield made
+    made.kill()
+
+
+def is_there(process_id: int) -> bool:
+    """False once the process is gone, or only its exit status is left of it."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone_within(process_id: int, limit_s: float) -> bool:
+    limit = time.monotonic() + limit_s
+    while is_there(process_id) and time.monotonic() < limit:
+        threading.Event().wait(0.02)
+    return not is_there(process_id)
+
+
+@needs_gfal
+def test_a_call_that_hangs_costs_its_limit_and_its_worker(speaking: Worker) -> None:
+    with silent() as port:
+        started = time.monotonic()
+        with pytest.raises(GfalError) as caught:
+            speaking.call("stat", f"root://127.0.0.1:{port}//f", limit_s=0.3)
+    assert caught.value.code == errno.ETIMEDOUT and time.monotonic() - started < 5
+    assert speaking.is_dead and not is_there(speaking.process_id)
+
+
+@needs_gfal
+def test_a_caller_who_changes_their_mind_is_heard(speaking: Worker) -> None:
+    with silent() as port, pytest.raises(GfalError) as caught:
+        speaking.call("stat", f"root://127.0.0.1:{port}//f", limit_s=60, is_over=lambda: True)
+    assert caught.value.code == errno.ECANCELED and speaking.is_dead
+
+
+@needs_gfal
+def test_a_library_that_crashes_costs_its_worker_only() -> None:
+    workers = Workers(Speech())
+    with workers.one() as first:
+        os.kill(first.process_id, signal.SIGKILL)
+        with pytest.raises(GfalError) as caught:
+            first.call("stat", f"root://127.0.0.1:{free_port()}//f", limit_s=10)
+    assert caught.value.code == worker.DIED
+    with pytest.raises(GfalError) as caught:
+        workers.call("stat", f"root://127.0.0.1:{free_port()}//f", limit_s=30)
+    assert caught.value.code == errno.ECONNREFUSED
+    workers.close()
+
+
+@needs_gfal
+def test_a_worker_ends_with_its_parent_also_in_the_middle_of_a_call() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, (ours, theirs) = listener.getsockname()[1], os.pipe()
+        parent = os.fork()
+        if parent == 0:
+            made = Worker(Speech())
+            os.write(theirs, str(made.process_id).encode())
+            made.call("stat", f"root://127.0.0.1:{port}//f", limit_s=300)
+            os._exit(0)
+        process_id = int(os.read(ours, 100))
+        far, _ = listener.accept()  # the call is under way
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        assert gone_within(process_id, 10)
+        far.close()
+    os.close(ours)
+    os.close(theirs)
+
+
+@needs_gfal
+def test_a_secret_is_in_no_list_of_processes_and_in_no_error(speaking: Worker) -> None:
+    about = Path(f"/proc/{speaking.process_id}")
+    for name in ("cmdline", "environ"):
+        assert SEEDED.encode() not in (about / name).read_bytes()
+    with pytest.raises(GfalError) as caught:
+        speaking.call("make_directories", f"root://127.0.0.1:{free_port()}//{SEEDED}", limit_s=30)
+    assert SEEDED not in str(caught.value) and "***" in str(caught.value)
+    assert SEEDED not in repr(Speech({"x": SEEDED}, (("davs://host", SEEDED),), SEEDED))
+
+
+@needs_gfal
+def test_who_stands_in_the_environment_is_not_who_dlm_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("X509_USER_PROXY", "BEARER_TOKEN", "DLM_TOKEN"):
+        monkeypatch.setenv(variable, SEEDED)
+    made = Worker(Speech())
+    environment = Path(f"/proc/{made.process_id}/environ").read_bytes()
+    made.kill()
+    assert SEEDED.encode() not in environment and b"XRD_CONNECTIONRETRY=1" in environment
+
+
+def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [])
+    with pytest.raises(Unsupported, match="gfal2 for Python") as caught:
+        extension.found(())
+    assert str(caught.value.hint).startswith("apt-get install python3-gfal2")
+
+
+def test_one_process_speaks_for_two_storages_only_if_it_can_be_who_it_should_be_to_both() -> None:
+    def ref(url: str, **secret: str) -> ProtocolRef:
+        return ProtocolRef(1, "s", "id", url.partition(":")[0], url, secret=Secret(secret) if secret else None)
+
+    one, other = ref("davs://a/x", token="1"), ref("davs://b/y", token="2", ca="C")
+    told = between(one, other)
+    assert told is not None and told.bearers == (("davs://a", "1"), ("davs://b", "2"))
+    assert told.files == {"SSL_CERT_FILE": "C"}
+    assert between(one, ref("davs://a/y", token="2")) is None
+    assert between(one, ref("davs://b/y", username="u", password="p")) is None
+    assert between(ref("root://a//", token="1"), ref("root://b//", token="2")) is None
+    assert between(ref("root://a//", token="1"), ref("root://b//", token="1")) is not None
