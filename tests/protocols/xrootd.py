@@ -52,7 +52,8 @@ def xrootd(base: Path, *more: str, prefilled: bool = False) -> Iterator[Place]:
     config = base / "xrootd.cfg"
     lines = (
         f"xrd.port {port}", "all.export /", f"oss.localroot {directory}", f"all.adminpath {base}/admin",
-        f"all.pidpath {base}/admin", "xrootd.chksum max 2 adler32 md5", "xrd.network nodnr", "ofs.tpc pgm /usr/bin/xrdcp --server",
+        f"all.pidpath {base}/admin", "xrootd.chksum max 2 adler32 md5", "xrd.network nodnr",
+        "ofs.tpc pgm /usr/bin/xrdcp --server",
         *more,
     )  # fmt: skip
     config.write_text("\n".join(lines) + "\n")

@@ -79,7 +79,9 @@ class GfalError(Exception):
         error_class = _CLASSES.get(self.code, ErrorClass.IO)
         if writing and error_class == ErrorClass.SOURCE_MISSING:
             error_class = ErrorClass.IO
-        return StorageError(error_class, f"cannot {doing} {shown(path)}: {shown(str(self))}", hint=_HINTS.get(self.code))
+        return StorageError(
+            error_class, f"cannot {doing} {shown(path)}: {shown(str(self))}", hint=_HINTS.get(self.code)
+        )
 
 
 @contextlib.contextmanager

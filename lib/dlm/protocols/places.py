@@ -61,4 +61,6 @@ def above(ref: ProtocolRef) -> list[str]:
     url = urlsplit(ref.prefix)
     parts = [part for part in url.path.split("/") if part]
     shortest, slash = 1 if ref.scheme == "s3" else 0, "//" if url.path.startswith("//") else "/"  # as XRootD is written
-    return [url._replace(path=slash + "/".join(parts[:end])).geturl() for end in range(len(parts) - 1, shortest - 1, -1)]
+    return [
+        url._replace(path=slash + "/".join(parts[:end])).geturl() for end in range(len(parts) - 1, shortest - 1, -1)
+    ]
