@@ -1,4 +1,4 @@
-"""The processes that speak gfal2: they end when a call hangs, when it crashes, and with their parent; they tell nothing."""
+"""The processes that speak gfal2 end when a call hangs or crashes, and with their parent; they tell no secret."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, ref
 from protocols.faults import NetworkFaults, below
 from protocols.filesystems import mounted, needs_root
 from protocols.servers import Place, certificate, claimed, cutting, port_of, through
-from protocols.xrootd import given_to_user, needs_gfal, open_directory, xrootd
+from protocols.xrootd import given_to_user, needs_gfal, open_directory, xrootd, xrootd_token
 
 pytestmark = [pytest.mark.protocols, needs_gfal]
 COUNT = itertools.count(1)
@@ -45,12 +45,8 @@ class TestFaults(NetworkFaults):
     def test_a_wrong_secret_is_a_matter_of_permission_and_is_not_told(
         self, storage: StorageProtocol, place: Place
     ) -> None:
-        with open_directory() as base:
-            base.joinpath("rules").write_text("u nobody-else /nowhere r\n")
-            with xrootd(base / "server", "ofs.authorize 1", f"acc.authdb {base}/rules") as closed:
-                super().test_a_wrong_secret_is_a_matter_of_permission_and_is_not_told(
-                    storage, replace(closed, secret={"token": ""})
-                )
+        with open_directory() as base, xrootd_token(base) as closed, claimed(closed, COUNT) as known:
+            super().test_a_wrong_secret_is_a_matter_of_permission_and_is_not_told(known, closed)
 
     def test_a_read_that_is_cut_off_is_an_error_and_not_a_short_file(
         self, storage: StorageProtocol, place: Place
@@ -103,6 +99,16 @@ class TestServer:
     def test_names_that_are_not_utf8_are_refused(self, server: Place) -> None:
         with claimed(server, COUNT) as storage:
             assert refusal(lambda: put(storage, "a\udce9b", b"x")) == ErrorClass.INVALID_PATH
+
+    def test_a_token_lets_in(self) -> None:
+        with open_directory() as base, xrootd_token(base) as place, claimed(place, COUNT) as storage:
+            put(storage, "d/f", b"content")
+            assert get(storage, "d/f") == b"content"
+            assert [entry.path for entry in storage.list()] == ["d/f"]
+            assert storage.checksum("d/f") == Checksums(adler32=f"{zlib.adler32(b'content'):08x}")
+            assert storage.space().total_bytes > 0 and storage.delete("d/f")
+            told = (base / "server" / "server.log").read_text()
+        assert place.secret["token"] not in told
 
     def test_a_certificate_that_nobody_vouches_for_is_not_spoken_to(self) -> None:
         with open_directory() as base, certificate(base / "tls") as (crt, key, ca):

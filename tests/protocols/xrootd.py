@@ -5,28 +5,33 @@ from __future__ import annotations
 import base64
 import contextlib
 import hmac
+import json
 import os
 import pwd
 import secrets
 import shutil
 import socket
+import sqlite3
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey
 
 from dlm.gfal import extension
 from protocols.filesystems import is_root
 from protocols.servers import PREFILLED, READY_S, Place, certificate, fill, free_port, running
 
 USER = "nobody"  # XRootD refuses to be root
-INSTALL = "apt-get install xrootd-server xrootd-client xrootd-plugins"
+INSTALL = "apt-get install xrootd-server xrootd-client xrootd-plugins xrootd-scitokens-plugins"
+ISSUER = "https://issuer.invalid"
 needs_gfal = pytest.mark.skipif(not extension.is_there(), reason=f"gfal2 is not installed: {extension.HINT}")
 
 
@@ -39,7 +44,9 @@ def open_directory() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def xrootd(base: Path, *more: str, prefilled: bool = False) -> Iterator[Place]:
+def xrootd(
+    base: Path, *more: str, prefilled: bool = False, environment: Mapping[str, str] | None = None
+) -> Iterator[Place]:
     """An XRootD server of a new directory, for everybody; `more` are lines for its configuration."""
     program = shutil.which("xrootd")
     if program is None:
@@ -61,8 +68,40 @@ def xrootd(base: Path, *more: str, prefilled: bool = False) -> Iterator[Place]:
     if is_root:
         given_to_user(base)
         command += ["-R", USER]
-    with running(command, port, base / "server.log"):
+    with running(command, port, base / "server.log", environment):
         yield Place("root", f"root://127.0.0.1:{port}/", {}, directory, {})
+
+
+@contextlib.contextmanager
+def xrootd_token(base: Path) -> Iterator[Place]:
+    """An XRootD server over TLS that lets in who has a token of its issuer (ztn, SciTokens)."""
+    with certificate(base / "tls") as (crt, key, ca):
+        token = _issued(base / "cache" / "scitokens")
+        (base / "issuers").write_text(f"[Global]\naudience = dlm\n[Issuer test]\nissuer = {ISSUER}\nbase_path = /\n")
+        key.chmod(0o400)
+        if is_root:
+            given_to_user(base)
+        lines = (
+            f"xrd.tls {crt} {key}", "xrd.tlsca noverify", "xrootd.tls all", "xrootd.seclib libXrdSec.so", "sec.protocol ztn",
+            "ofs.authorize 1", f"ofs.authlib libXrdAccSciTokens.so config={base}/issuers",
+        )  # fmt: skip
+        with xrootd(base / "server", *lines, environment={"XDG_CACHE_HOME": f"{base}/cache"}) as place:
+            yield replace(place, secret={"token": token, "ca": ca})
+
+
+def _issued(cache: Path) -> str:
+    """A token for everything. Its issuer's keys stand in the library's cache: it asks nobody for them."""
+    key, now = ECKey.generate_key("P-256", parameters={"kid": "1", "alg": "ES256", "use": "sig"}), int(time.time())
+    known = {"jwks": {"keys": [key.as_dict(private=False)]}, "next_update": now + 80_000, "expires": now + 90_000}
+    cache.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(cache / "scitokens_cpp.sqllite")) as database, database:
+        database.execute("CREATE TABLE keycache (issuer text UNIQUE PRIMARY KEY NOT NULL, keys text NOT NULL)")
+        database.execute("INSERT INTO keycache VALUES (?, ?)", (ISSUER, json.dumps(known)))
+    claims = {
+        "iss": ISSUER, "sub": "dlm", "aud": "dlm", "ver": "scitoken:2.0", "scope": "read:/ write:/",
+        "iat": now, "nbf": now - 10, "exp": now + 36_000,
+    }  # fmt: skip
+    return jwt.encode({"alg": "ES256", "kid": "1", "typ": "JWT"}, claims, key)
 
 
 @contextlib.contextmanager

@@ -180,6 +180,7 @@ class RootProtocol(RemoteProtocol):
                         worker.call("close", limit_s=self.timeout_s)
 
     def space(self) -> Space:
+        self._require_root()
         with translating("measure", self.ref.prefix):
             told = json.loads(str(self._call("attribute", "", "spacetoken")))
         if not told.get("totalsize", 0) > 0:
