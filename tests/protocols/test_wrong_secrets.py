@@ -13,6 +13,7 @@ import pytest
 from dlm import logs
 from dlm.config import Settings
 from dlm.errors import StorageError
+from dlm.gfal import extension
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.types import ProtocolRef, Secret
 
@@ -39,6 +40,16 @@ SECRETS: tuple[tuple[str, dict[str, str]], ...] = (
     ("sftp", {"username": "SEEDED\n", "password": "SEEDED"}),
     ("sftp", {"username": "SEEDED", "private_key": PEM}),
     ("sftp", {"username": "SEEDED", "private_key": "SEEDED", "passphrase": "SEEDED"}),
+    *(
+        ("root", secret)
+        for secret in (
+            {"token": "SEEDED"},
+            {"token": "SEEDED", "ca": "SEEDED"},
+            {"token": "SEEDED", "ca": "-----BEGIN CERTIFICATE-----\nSEEDED\n-----END CERTIFICATE-----\n"},
+            {"certificate": PEM, "key": PEM},
+        )
+        if extension.is_there()
+    ),
 )
 ACTS: tuple[Callable[[StorageProtocol], object], ...] = (
     lambda storage: storage.require_marker("id"),

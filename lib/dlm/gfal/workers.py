@@ -94,10 +94,14 @@ def translating(doing: str, path: str, *, writing: bool = False) -> Iterator[Non
 
 
 class Worker:
-    """One process, and one caller at a time. After a call that took too long it is dead."""
+    """One process, and one caller at a time. After a call that took too long it is dead.
+
+    StorageError UNAVAILABLE when it cannot be started: nothing of a file is known then.
+    """
 
     def __init__(self, speech: Speech) -> None:
         library = extension.found()
+        self.is_dead = False
         self.pid = os.getpid()  # a forked child has the socket and is not the one who may use it
         self._channel, far = socket.socketpair()
         for end in (self._channel, far):
@@ -107,10 +111,12 @@ class Worker:
                 [sys.executable, "-I", "-S", str(worker.__file__)], stdin=far.fileno(), stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, env=_environment(), cwd="/", start_new_session=True,
             )  # fmt: skip
-        self.is_dead = False
         try:
             told = {"files": dict(speech.files), "bearers": speech.bearers, "authorities": speech.authorities}
             self.call("begin", str(library), SETTINGS, told, limit_s=START_S)
+        except GfalError as error:
+            self.kill()
+            raise StorageError(ErrorClass.UNAVAILABLE, f"gfal2 cannot be started: {error}") from error
         except BaseException:
             self.kill()
             raise
@@ -190,7 +196,10 @@ class Workers:
                 found = self._idle.pop()
                 if found.pid == os.getpid():
                     return found
-        return Worker(self._speech)
+        try:
+            return Worker(self._speech)
+        except OSError as error:
+            raise StorageError(ErrorClass.UNAVAILABLE, f"gfal2 cannot be started: {error.strerror}") from error
 
     def _given_back(self, found: Worker) -> None:
         if found.is_dead:
