@@ -95,7 +95,7 @@ def reached() -> Iterator[list[str]]:
 
 
 def test_files_are_copied_between_the_storages_and_a_second_time_are_adopted(way: Way, reached: list[str]) -> None:
-    contents = {"empty": b"", "d/f": b"x", "large": os.urandom((9 << 20) + 17)}
+    contents = {"empty": b"", "d/é +": b"x", "large": os.urandom((9 << 20) + 17)}
     copies = [way.give(path, content) for path, content in contents.items()]
     for copy, outcome in zip(copies, way.run(*copies), strict=True):
         assert outcome.ok, outcome

@@ -27,6 +27,7 @@ IN_MEMORY_BYTES = 1 << 20  # bodies up to here are sent with their length, and a
 LOCKED_TRIES, LOCKED_WAIT_S = 40, 0.05
 DEPTH_LIMIT = 200
 _BENT = "?;#%"
+DECODED, CUT, LITERAL = "decoded", "cut", "literal"  # how a server understands where a file is to be moved
 _DIGEST_NAMES = {"adler32": "adler32", "adler": "adler32", "md5": "md5", "sha-256": "sha256", "sha256": "sha256"}
 _HEX_LENGTHS = {"adler32": 8, "md5": 32, "sha256": 64}
 
@@ -39,7 +40,8 @@ class WebDavProtocol(RemoteProtocol):
     _base = ""  # the quoted path of the root on the server
     _has_temporaries = False
     _gives_digests = True
-    _is_bending: bool | None = None
+    _naming: str | None = None
+    _replaces_anyway = False  # XRootD's MOVE heeds no `Overwrite: F`
 
     def __init__(self, ref: ProtocolRef) -> None:
         super().__init__(ref)
@@ -98,11 +100,17 @@ class WebDavProtocol(RemoteProtocol):
         if depth:
             request = Request("PROPFIND", self._target(path, "/"), request.path, headers, question)
         with self._connected().ask(request) as answer:
-            if answer.status in (404, 410):
+            if answer.status in (404, 410) or (answer.status == 500 and self._is_below_a_file(path)):
                 return
             if answer.status != 207:
                 raise refused(answer, request)
             yield from resources(answer.blocks("list" if depth else "stat", request.path))
+
+    def _is_below_a_file(self, path: str) -> bool:
+        """True when a part above the path is a file: XRootD calls that a failure like any other."""
+        above = path.rpartition("/")[0]
+        there = self._resource(above) if above else None
+        return bool(above) and (there is None or not there.is_collection)
 
     def _checked(self, path: str) -> str:
         if any(character < " " or character == "\x7f" for character in path):
@@ -128,7 +136,7 @@ class WebDavProtocol(RemoteProtocol):
             raise StorageError(ErrorClass.SOURCE_MISSING, f"{shown(path)} is not there")
         if length == 0 or offset >= there.size_bytes:
             return Chunks(iter(()), lambda: None)
-        end = "" if length is None else str(offset + length - 1)
+        end = there.size_bytes - 1 if length is None else min(there.size_bytes, offset + length) - 1
         headers = {"Range": f"bytes={offset}-{end}"} if offset or length is not None else {}
         request = self._request("GET", path, headers)
         answer = self._connected().ask(request)
@@ -204,9 +212,7 @@ class WebDavProtocol(RemoteProtocol):
             raise not_a_file(path)  # it would be deleted with all that is in it
         staged = f"{TEMPORARIES}/{storing.temporary}"
         self._make_temporaries()
-        if any(character in _BENT for character in path) and self._bends(storing.temporary):
-            detail = f"path {shown(path)} refused: this server takes none of {_BENT} in the name of a moved file"
-            raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
+        self._require_movable(path, storing.temporary)
         try:
             effects.point("dav.put:before")
             if storing.fill is None:
@@ -225,18 +231,39 @@ class WebDavProtocol(RemoteProtocol):
                 self._delete(staged)
             raise
 
-    def _bends(self, temporary: str) -> bool:
-        """True for a server that moves to another name than asked (WsgiDAV 4 cuts the decoded name at '?' and ';').
+    def _require_movable(self, path: str, temporary: str) -> None:
+        """INVALID_PATH for a path that this server would move a file to another name than.
 
-        Found out with an empty file of our own: one of somebody's would be where nobody looks for it.
+        WsgiDAV 4 cuts the decoded name at '?' and ';'. XRootD 5.5 decodes nothing, cuts at '?', and lists '#', '%' and
+        blanks at an end so that they are misunderstood. Found out with an empty file of our own: one of somebody's would
+        be where nobody looks for it.
         """
-        if self._is_bending is None:
-            straight = f"{TEMPORARIES}/{temporary}"
+        if "%" not in self._target(path):
+            return
+        if self._naming is None:
+            straight, wanted = f"{TEMPORARIES}/{temporary}", f"{TEMPORARIES}/{temporary}-{_BENT}"
             self._put(straight, [], 0)
-            self._move(straight, f"{straight}-{_BENT}", True)
-            self._is_bending = not self._delete(f"{straight}-{_BENT}")
-            self._delete(f"{straight}-")
-        return self._is_bending
+            self._move(straight, wanted, True)
+            if self._delete(wanted):
+                self._naming = DECODED
+            else:
+                is_literal = self._delete(f"{straight}-{quote(_BENT, safe='')}")
+                self._naming = LITERAL if is_literal else CUT
+                self._delete(f"{straight}-")
+        refused_here = {DECODED: "", CUT: _BENT, LITERAL: "?#%"}[self._naming]
+        is_cut = self._naming == LITERAL and any(part.endswith(" ") for part in path.split("/"))
+        if is_cut or any(character in refused_here for character in path):
+            what = "no blank at the end" if is_cut else f"none of {refused_here} in the name"
+            detail = f"path {shown(path)} refused: this server takes {what} of a moved file"
+            raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
+
+    def _moved_to(self, path: str) -> str:
+        """What names the destination of a move."""
+        root, target = self._connected().root, self._target(path)
+        if self._naming == LITERAL:
+            target = unquote(target, errors="surrogateescape").encode("utf-8", "surrogateescape").decode("latin-1")
+            target += "?is=whole"  # what is cut off; without it, blanks at the end are, and letters beyond ASCII
+        return f"{root.scheme}://{root.netloc}{target}"
 
     def _put(self, path: str, chunks: Iterable[bytes], size_bytes: int | None) -> None:
         first, rest = _gathered(chunks, IN_MEMORY_BYTES)
@@ -253,9 +280,9 @@ class WebDavProtocol(RemoteProtocol):
 
     def _move(self, staged: str, path: str, replace: bool) -> bool:
         """True once the temporary has its name; False if something has it and is not to be replaced."""
-        root = self._connected().root
-        headers = {"Destination": f"{root.scheme}://{root.netloc}{self._target(path)}"}
-        headers["Overwrite"] = "T" if replace else "F"
+        if self._replaces_anyway and not replace and self._resource(path) is not None:
+            return False
+        headers = {"Destination": self._moved_to(path), "Overwrite": "T" if replace else "F"}
         request = self._request("MOVE", staged, headers)
         for is_last in (False, True):
             effects.point("dav.move:before")
@@ -318,6 +345,7 @@ class WebDavProtocol(RemoteProtocol):
     def _read_marker(self) -> bytes | None:
         request = self._request("GET", MARKER)
         with self._connected().ask(request) as answer:
+            self._replaces_anyway = answer.headers.get("Server", "").startswith("XrootD")
             if answer.status == 200:
                 return b"".join(answer.blocks("read", MARKER))[:MARKER_LIMIT_BYTES]
             if answer.status not in (404, 410):

@@ -1,0 +1,33 @@
+"""WebDAV against XRootD's https, with a token: conformance."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from dlm.protocols import StorageProtocol
+from protocols.conformance import ProtocolConformance
+from protocols.servers import Place, claimed
+from protocols.xrootd import open_directory, xrootd_https
+
+pytestmark = pytest.mark.protocols
+COUNT = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Place]:
+    with open_directory() as base, xrootd_https(base) as (place, _):
+        yield place
+
+
+class TestXrootd(ProtocolConformance):
+    tells_space = False
+    excludes_writers = False  # its MOVE takes the place of what is there
+    refused_names = ("%2e%2e%2foutside", " ", "a\nb", "a?b=c", "a#b", "100%")
+
+    @pytest.fixture
+    def storage(self, server: Place) -> Iterator[StorageProtocol]:
+        with claimed(server, COUNT) as storage:
+            yield storage
