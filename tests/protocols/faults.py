@@ -37,6 +37,7 @@ def below(storage: StorageProtocol, place: Place) -> str:
 
 
 class NetworkFaults:
+    gives_digests = False  # the server tells digests: then a checksum reads nothing
     half_written: tuple[str, ...] = ()  # the effects points at which a dying writer leaves a temporary
 
     def test_a_wrong_secret_is_a_matter_of_permission_and_is_not_told(
@@ -114,7 +115,8 @@ class NetworkFaults:
             proxy.down_limit = 3 << 20
             with through(place, proxy.port).storage(below(storage, place)) as cut:
                 assert refusal(lambda: get(cut, "f")) in (ErrorClass.IO, ErrorClass.UNAVAILABLE)
-                assert refusal(lambda: cut.checksum("f")) in (ErrorClass.IO, ErrorClass.UNAVAILABLE)
+                if not self.gives_digests:
+                    assert refusal(lambda: cut.checksum("f")) in (ErrorClass.IO, ErrorClass.UNAVAILABLE)
 
     def test_a_write_that_is_cut_off_leaves_nothing_in_the_place(self, storage: StorageProtocol, place: Place) -> None:
         def content() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""WebDAV against XRootD's https, with a token: conformance."""
+"""WebDAV against XRootD's https, with a token: conformance, and what a network can do to it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from dlm.protocols import StorageProtocol
 from protocols.conformance import ProtocolConformance
+from protocols.faults import NetworkFaults
 from protocols.servers import Place, claimed
 from protocols.xrootd import open_directory, xrootd_https
 
@@ -18,7 +19,7 @@ COUNT = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Place]:
-    with open_directory() as base, xrootd_https(base) as (place, _):
+    with open_directory() as base, xrootd_https(base, prefilled=True) as (place, _):
         yield place
 
 
@@ -30,4 +31,18 @@ class TestXrootd(ProtocolConformance):
     @pytest.fixture
     def storage(self, server: Place) -> Iterator[StorageProtocol]:
         with claimed(server, COUNT) as storage:
+            yield storage
+
+
+class TestFaults(NetworkFaults):
+    gives_digests = True
+    half_written = ("dav.put:after", "dav.move:before")
+
+    @pytest.fixture
+    def place(self, server: Place) -> Place:
+        return server
+
+    @pytest.fixture
+    def storage(self, place: Place) -> Iterator[StorageProtocol]:
+        with claimed(place, COUNT) as storage:
             yield storage

@@ -108,7 +108,7 @@ def _issued(cache: Path) -> str:
 
 
 @contextlib.contextmanager
-def xrootd_https(base: Path) -> Iterator[tuple[Place, Place]]:
+def xrootd_https(base: Path, *, prefilled: bool = False) -> Iterator[tuple[Place, Place]]:
     """Two XRootD servers that speak https://, let in who has a token of theirs, and copy between themselves."""
     with certificate(base / "tls") as (crt, key, ca), contextlib.ExitStack() as stack:
         authorities = base / "authorities"
@@ -127,6 +127,7 @@ def xrootd_https(base: Path) -> Iterator[tuple[Place, Place]]:
                 "all.sitename dlm", "ofs.authorize 1", "ofs.authlib libXrdMacaroons.so", f"acc.authdb {own}/nobody",
                 f"macaroons.secretkey {own}/macaroons", f"xrd.protocol XrdHttp:{port} libXrdHttp.so",
                 "http.header2cgi Authorization authz", "http.exthandler xrdtpc libXrdHttpTPC.so", "http.desthttps yes",
+                prefilled=prefilled and not places,
             ))  # fmt: skip
             wait_for(port)
             prefix, secret = f"davs://127.0.0.1:{port}", {"token": token, "ca": ca}

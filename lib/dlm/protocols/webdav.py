@@ -235,8 +235,8 @@ class WebDavProtocol(RemoteProtocol):
         """INVALID_PATH for a path that this server would move a file to another name than.
 
         WsgiDAV 4 cuts the decoded name at '?' and ';'. XRootD 5.5 decodes nothing, cuts at '?', and lists '#', '%' and
-        blanks at an end so that they are misunderstood. Found out with an empty file of our own: one of somebody's would
-        be where nobody looks for it.
+        blanks at an end so that they are misunderstood. Found out with an empty file of our own: one of somebody's
+        would be where nobody looks for it.
         """
         if "%" not in self._target(path):
             return
