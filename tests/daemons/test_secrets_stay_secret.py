@@ -39,6 +39,8 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "wrong-keys": ("s3", {"access_key": "SEEDEDaccess", "secret_key": "SEEDEDs3", "session_token": "SEEDEDsession"}),
     "no-private-key": ("sftp", {"username": "SEEDEDsftp", "private_key": PEM, "passphrase": "SEEDEDpassphrase"}),
     "wrong-sftp": ("sftp", {"username": "SEEDEDsftp", "password": "SEEDEDsftppassword"}),
+    "wrong-root": ("root", {"token": "SEEDEDroot", "ca": PEM}),
+    "no-root-key": ("root", {"certificate": PEM, "key": PEM}),
 }
 # What cannot be sent, and is refused at once.
 UNFIT: tuple[dict[str, str], ...] = (
