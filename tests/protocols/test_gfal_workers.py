@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,11 +131,27 @@ def test_one_process_speaks_for_two_storages_only_if_it_can_be_who_it_should_be_
     def ref(url: str, **secret: str) -> ProtocolRef:
         return ProtocolRef(1, "s", "id", url.partition(":")[0], url, secret=Secret(secret) if secret else None)
 
-    one, other = ref("davs://a/x", token="1"), ref("davs://b/y", token="2", ca="C")
-    told = between(one, other)
-    assert told is not None and told.bearers == (("davs://a", "1"), ("davs://b", "2"))
+    one, other = ref("davs://a/x", token="1", ca="C"), ref("davs://b:1/y", token="2", ca="C")
+    trusting = replace(one, options={"trusted_hosts": "x.org, b"})
+    told = between(trusting, other)
+    assert told is not None and told.bearers == (("davs://a", "1"), ("davs://b:1", "2"))
     assert told.files == {"SSL_CERT_FILE": "C"}
-    assert between(one, ref("davs://a/y", token="2")) is None
-    assert between(one, ref("davs://b/y", username="u", password="p")) is None
+    assert between(trusting, ref("davs://a/y", token="2")) is None
+    assert between(trusting, ref("davs://b/y", username="u", password="p")) is None
     assert between(ref("root://a//", token="1"), ref("root://b//", token="2")) is None
     assert between(ref("root://a//", token="1"), ref("root://b//", token="1")) is not None
+
+
+def test_a_token_is_told_only_to_whom_its_storage_trusts_with_it() -> None:
+    def ref(url: str, credentials: str | None, **options: str) -> ProtocolRef:
+        secret = Secret({"token": "1"}) if credentials else None
+        return ProtocolRef(1, "s", "id", "davs", url, credentials, options, secret)
+
+    destination = ref("davs://b.example.org/y", "theirs")
+    for hosts, is_told in (
+        ("", False), ("example.org", False), ("ample.org", False), (".example.org", True), ("x, b.example.org", True),
+    ):  # fmt: skip
+        source = ref("davs://a/x", "ours", **({"trusted_hosts": hosts} if hosts else {}))
+        assert (between(source, destination) is not None) is is_told, hosts
+    assert between(ref("davs://a/x", "theirs"), destination) is not None, "the same secret is known there"
+    assert between(ref("davs://a/x", None), destination) is not None, "there is nothing to tell"

@@ -131,7 +131,8 @@ def xrootd_https(base: Path, *, prefilled: bool = False) -> Iterator[tuple[Place
             ))  # fmt: skip
             wait_for(port)
             prefix, secret = f"davs://127.0.0.1:{port}", {"token": token, "ca": ca}
-            places.append(replace(place, scheme="davs", prefix=prefix, secret=secret))
+            options = {"trusted_hosts": "127.0.0.1"}
+            places.append(replace(place, scheme="davs", prefix=prefix, secret=secret, options=options))
         yield places[0], places[1]
 
 

@@ -53,6 +53,7 @@ class Way:
     def _claimed(place: Place, storage_id: int) -> StorageProtocol:
         uuid = f"id-{storage_id}"
         ref = place.ref(f"way-{next(COUNT)}", storage_id=storage_id, storage_name=uuid, storage_uuid=uuid)
+        ref = replace(ref, credentials=uuid)
         protocol = open_protocol(ref)
         protocol.claim(uuid, create_root=True)
         return protocol
@@ -194,6 +195,16 @@ def test_the_bytes_do_not_pass_through_this_host(ends: dict[str, Ends]) -> None:
             assert source.bytes[SERVERS] > size, "the destination's server fetched it"
             assert destination.bytes[OTHERS] < 1 << 20
             way.close()
+
+
+def test_a_token_is_not_told_to_a_storage_that_is_not_trusted_with_it(
+    ends: dict[str, Ends], reached: list[str]
+) -> None:
+    source, destination = (replace(place, options={}) for place in ends["https"])
+    with contextlib.closing(Way((source, destination))) as way:
+        assert way.run(way.give("f", b"content"))[0].ok
+        assert way.arrived() == {"to/f": b"content"}
+    assert "gfal.copy:before" not in reached and "stream.write:after" in reached
 
 
 def test_a_name_that_the_servers_cannot_tell_each_other_goes_by_way_of_this_host(

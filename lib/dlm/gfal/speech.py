@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from dlm.types import ProtocolRef
@@ -27,17 +29,40 @@ def to_root(secret: Mapping[str, str]) -> Speech:
 
 
 def between(source: ProtocolRef, destination: ProtocolRef) -> Speech | None:
-    """For a copy between two storages; None where one process cannot be to both who it should be."""
+    """For a copy between two storages; None where one process cannot be to both who it should be, or must not.
+
+    Over https the source's token is told to the destination, which shows it to the source. That is for who has it
+    anyway, and for hosts that the source trusts with it: else anybody's storage would get the tokens of all others.
+    """
     here, there = dict(source.secret or {}), dict(destination.secret or {})
     if source.scheme == "root":
         return to_root(here) if here == there else None
     if not here.keys() | there.keys() <= {"token", "ca"}:
-        return None  # a password is not passed on to the other server
+        return None  # a password is not passed on
+    if here and not (_is_one_secret(source, destination) or _is_trusted(destination, source)):
+        return None
     tokens: dict[str, str] = {}
     for ref, secret in ((source, here), (destination, there)):
         server = urlsplit(ref.prefix).netloc
         if tokens.setdefault(server, secret.get("token", "")) != secret.get("token", ""):
             return None
-    trusted = "\n".join({secret["ca"] for secret in (here, there) if "ca" in secret})
+    trusted = {secret.get("ca") or _of_this_host() for secret in (here, there)} if "ca" in here | there else set()
     bearers = tuple((f"davs://{server}", token) for server, token in tokens.items() if token)
-    return Speech({"SSL_CERT_FILE": trusted} if trusted else {}, bearers)
+    return Speech({"SSL_CERT_FILE": "\n".join(sorted(trusted))} if trusted else {}, bearers)
+
+
+def _is_one_secret(one: ProtocolRef, other: ProtocolRef) -> bool:
+    return one.credentials is not None and one.credentials == other.credentials
+
+
+def _is_trusted(destination: ProtocolRef, source: ProtocolRef) -> bool:
+    """True when the source's option trusted_hosts names the destination's host."""
+    host = urlsplit(destination.prefix).hostname or ""
+    names = [name.strip() for name in source.options.get("trusted_hosts", "").split(",") if name.strip()]
+    return any(host.endswith(name) if name.startswith(".") else host == name for name in names)
+
+
+def _of_this_host() -> str:
+    """PEM of whom this host trusts."""
+    file = ssl.get_default_verify_paths().cafile
+    return Path(file).read_text() if file else ""

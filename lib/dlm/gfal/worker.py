@@ -19,7 +19,6 @@ import signal
 import socket
 import stat
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from importlib.machinery import ExtensionFileLoader
@@ -76,7 +75,8 @@ class Speaker:
         for variable, text in told["files"].items():
             os.environ[variable] = _unnamed(text)
         if told["authorities"]:
-            os.environ["X509_CERT_DIR"] = _trusted(told["authorities"])
+            os.environ["X509_CERT_DIR"] = told["directory"]
+            _trust(told["authorities"], told["directory"])
         loader = ExtensionFileLoader("gfal2", extension)
         spec = spec_from_file_location("gfal2", extension, loader=loader)
         assert spec is not None
@@ -164,12 +164,11 @@ def _unnamed(text: str) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def _trusted(pem: str) -> str:
-    """A directory with these authorities, named as OpenSSL looks for them; it goes with the process.
+def _trust(pem: str, directory: str) -> None:
+    """Put these authorities into the directory, named as OpenSSL looks for them. Nothing in it is secret.
 
-    Nothing in it is secret, but that a worker which is killed leaves it behind.
+    The parent removes it with this process, or this process when the parent is gone.
     """
-    directory = tempfile.mkdtemp(prefix="dlm-trusted-")
     _LEFT.append(directory)
     crypto = ctypes.CDLL("libcrypto.so.3")
     for name in ("BIO_new_mem_buf", "PEM_read_bio_X509"):
@@ -183,7 +182,6 @@ def _trusted(pem: str) -> str:
             raise ValueError("the secret's ca cannot be read")
         with open(f"{directory}/{crypto.X509_subject_name_hash(certificate):08x}.{number}", "w") as file:
             file.write(one)
-    return directory
 
 
 def _end() -> None:

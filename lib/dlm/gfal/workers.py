@@ -6,9 +6,11 @@ import contextlib
 import errno
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +44,8 @@ SETTINGS = (
     ("HTTP PLUGIN", "RETRIEVE_BEARER_TOKEN", False),  # nobody is asked for tokens: there are those of the secret
     ("HTTP PLUGIN", "LOG_SENSITIVE", False),
     ("HTTP PLUGIN", "ENABLE_STREAM_COPY", False),  # never through this host, when storages are to copy
-    ("HTTP PLUGIN", "ENABLE_FALLBACK_TPC_COPY", True),
+    ("HTTP PLUGIN", "DEFAULT_COPY_MODE", "3rd pull"),  # the destination asks the source: only it is told a secret
+    ("HTTP PLUGIN", "ENABLE_FALLBACK_TPC_COPY", False),
     ("XROOTD PLUGIN", "COPY_CHECKSUM_TYPE", "ADLER32"),
 )
 _CLASSES = {
@@ -102,6 +105,7 @@ class Worker:
     def __init__(self, speech: Speech) -> None:
         library = extension.found()
         self.is_dead = False
+        self._directory: str | None = None  # where XRootD's client finds whom it trusts
         self.pid = os.getpid()  # a forked child has the socket and is not the one who may use it
         self._channel, far = socket.socketpair()
         for end in (self._channel, far):
@@ -112,7 +116,10 @@ class Worker:
                 stderr=subprocess.DEVNULL, env=_environment(), cwd="/", start_new_session=True,
             )  # fmt: skip
         try:
-            told = {"files": dict(speech.files), "bearers": speech.bearers, "authorities": speech.authorities}
+            told: dict[str, Any] = {"files": dict(speech.files), "bearers": speech.bearers}
+            if speech.authorities:
+                self._directory = tempfile.mkdtemp(prefix="dlm-trusted-")
+            told |= {"authorities": speech.authorities, "directory": self._directory}
             self.call("begin", str(library), SETTINGS, told, limit_s=START_S)
         except GfalError as error:
             self.kill()
@@ -147,10 +154,12 @@ class Worker:
 
     def _wait(self, until: float, is_over: Callable[[], bool] | None) -> None:
         """Return when there is an answer; TimeoutError if there is none in time."""
+        waiting = select.poll()
+        waiting.register(self._channel, select.POLLIN)
         while True:
             left = until - time.monotonic()
             step = left if is_over is None else min(left, LOOK_S)
-            if select.select([self._channel], [], [], max(0.0, step))[0]:
+            if waiting.poll(max(0.0, step) * 1000):
                 return
             if left <= 0:
                 raise TimeoutError
@@ -169,6 +178,8 @@ class Worker:
         if self.pid == os.getpid():
             self._process.kill()
             self._process.wait()
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class Workers:

@@ -204,7 +204,8 @@ class Server:
     def _is_trusted(self, place: SplitResult) -> bool:
         """True for where the secret may go: this server, and what the administrator named."""
         host = place.hostname or ""
-        return host == self.root.hostname or any(host == name or host.endswith(name) for name in self._trusted_hosts)
+        named = (host.endswith(name) if name.startswith(".") else host == name for name in self._trusted_hosts)
+        return host == self.root.hostname or any(named)
 
     def _redirected(self, pool: Pool, request: Request, location: str) -> tuple[Pool, Request]:
         place = urlsplit(urljoin(f"{pool.root.scheme}://{pool.root.netloc}{request.target}", location))

@@ -40,22 +40,16 @@ class RootProtocol(RemoteProtocol):
     """Temporaries stand in a directory of their own; a look, and a rename, name them."""
 
     def __init__(self, ref: ProtocolRef) -> None:
-        self._workers: Workers | None = None
+        self._workers = Workers(speech.to_root(ref.secret or {}))
         super().__init__(ref)
         extension.found()
         self._base: str | None = None
         self._gives_digests = True
 
     def close(self) -> None:
-        if self._workers is not None:
-            self._workers.close()
+        self._workers.close()
 
     # -- speaking -----------------------------------------------------------------------------------------------
-
-    def _spoken(self) -> Workers:
-        if self._workers is None:
-            self._workers = Workers(speech.to_root(self.ref.secret or {}))
-        return self._workers
 
     def _url(self, path: str) -> str:
         if self._base is None:
@@ -69,7 +63,7 @@ class RootProtocol(RemoteProtocol):
         return self._url(self._named(path))
 
     def _call(self, name: str, path: str, *arguments: str) -> Any:
-        return self._spoken().call(name, self._url(path), *arguments, limit_s=self.timeout_s)
+        return self._workers.call(name, self._url(path), *arguments, limit_s=self.timeout_s)
 
     def _checked(self, path: str) -> str:
         return super()._checked(self._named(path))
@@ -117,7 +111,7 @@ class RootProtocol(RemoteProtocol):
             raise StorageError(ErrorClass.SOURCE_MISSING, f"{shown(path)} is not there")
         held = contextlib.ExitStack()
         try:
-            worker = held.enter_context(self._spoken().one())
+            worker = held.enter_context(self._workers.one())
             with translating("read", path):
                 worker.call("open", self._url(path), "r", limit_s=self.timeout_s)
         except BaseException:
@@ -161,7 +155,7 @@ class RootProtocol(RemoteProtocol):
         if there is None or not stat.S_ISDIR(there[1]):
             return
         doing, where = "list", directory or self.ref.prefix
-        with self._spoken().one() as worker:
+        with self._workers.one() as worker:
             try:
                 with translating(doing, where):
                     worker.call("open_directory", self._url(directory), limit_s=self.timeout_s)
@@ -207,7 +201,7 @@ class RootProtocol(RemoteProtocol):
         told: dict[str, str] = {}
         for name in algorithms:
             try:
-                digest = self._spoken().call("checksum", self._url(path), name.upper(), limit_s=limit_s)
+                digest = self._workers.call("checksum", self._url(path), name.upper(), limit_s=limit_s)
             except GfalError as error:
                 judged = error.judged("digest", path)
                 if judged.error_class != ErrorClass.IO:
@@ -249,7 +243,7 @@ class RootProtocol(RemoteProtocol):
         """Write a new file. What the server has of it at the end is looked at: closing tells nothing."""
         self._remove(path)  # written over, it would keep the digest that the server remembers
         size_bytes = 0
-        with self._spoken().one() as worker:
+        with self._workers.one() as worker:
             try:
                 with translating("write", path, writing=True):
                     worker.call("open", self._url(path), "w", limit_s=self.timeout_s)
