@@ -15,10 +15,13 @@ _THEIRS = ("xrootd", "xrdcp")
 
 
 class Counting:
-    """Passes everything on to the port; `bytes` counts both directions by who made the connection."""
+    """Passes everything on to the port; `bytes` counts both directions by who made the connection.
 
-    def __init__(self, port: int) -> None:
-        self.target = port
+    `holds` is whose connections are taken, and nothing is ever said on them.
+    """
+
+    def __init__(self, port: int, holds: str | None = None) -> None:
+        self.target, self.holds = port, holds
         self.bytes: Counter[str] = Counter()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -31,6 +34,9 @@ class Counting:
             while True:
                 near, _ = self._listener.accept()
                 who = SERVERS if program_at(near.getpeername()[1], self.port) in _THEIRS else OTHERS
+                if who == self.holds:
+                    self._ends.append(near)
+                    continue
                 far = socket.create_connection(("127.0.0.1", self.target))
                 self._ends += (near, far)
                 for one, other in ((near, far), (far, near)):
@@ -57,8 +63,8 @@ class Counting:
 
 
 @contextlib.contextmanager
-def counting(port: int) -> Iterator[Counting]:
-    proxy = Counting(port)
+def counting(port: int, holds: str | None = None) -> Iterator[Counting]:
+    proxy = Counting(port, holds)
     try:
         yield proxy
     finally:

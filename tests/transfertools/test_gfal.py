@@ -15,7 +15,7 @@ import pytest
 from dlm import effects
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.transfertools import Copy, Outcome, select
-from dlm.transfertools.gfal import GfalTool
+from dlm.transfertools.gfal import GfalTool, Rests
 from dlm.transfertools.stream import StreamTool
 from dlm.types import Checksums, ErrorClass
 from protocols.conformance import get
@@ -195,6 +195,21 @@ def test_the_bytes_do_not_pass_through_this_host(ends: dict[str, Ends]) -> None:
             assert source.bytes[SERVERS] > size, "the destination's server fetched it"
             assert destination.bytes[OTHERS] < 1 << 20
             way.close()
+
+
+@pytest.mark.parametrize("kind", ["root", "https"])
+def test_servers_that_do_not_reach_each_other_cost_a_while_and_then_a_rest(
+    ends: dict[str, Ends], kind: str, reached: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlm.transfertools.gfal.STALL_S", 1.0)
+    monkeypatch.setattr("dlm.transfertools.gfal.RESTS", Rests())
+    one, other = ends[kind]
+    with counting(port_of(one), holds=SERVERS) as proxy:
+        with contextlib.closing(Way((through(one, proxy.port), other))) as way:
+            for name in ("f", "g"):
+                assert way.run(way.give(name, b"content"))[0].ok
+            assert way.arrived() == {"to/f": b"content", "to/g": b"content"}
+    assert (reached.count("gfal.copy:before"), reached.count("stream.write:after")) == (1, 2)
 
 
 def test_a_token_is_not_told_to_a_storage_that_is_not_trusted_with_it(

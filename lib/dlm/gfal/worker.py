@@ -139,13 +139,25 @@ class Speaker:
                 found.append([entry.d_name, told.st_size, told.st_mtime, stat.S_ISDIR(told.st_mode)])
         return found
 
-    def copy(self, source: str, destination: str, timeout_s: int) -> None:
-        """Have the storages copy between themselves. The destination must not be there."""
+    def copy(self, source: str, destination: str, timeout_s: int, stall_s: float) -> None:
+        """Have the storages copy between themselves. The destination must not be there.
+
+        The process ends when nothing comes for `stall_s`: servers that cannot reach each other may try for hours.
+        """
+        farthest = [0]
+
+        def come(_source: str, _destination: str, _average: int, _now: int, size_bytes: int, _elapsed: int) -> None:
+            if size_bytes > farthest[0]:
+                farthest[0] = size_bytes
+                signal.setitimer(signal.ITIMER_REAL, stall_s)
+
         parameters = self.context.transfer_parameters()
         parameters.overwrite = False  # it would delete what is there before it opens the source
         parameters.create_parent = True
         parameters.strict_copy = True  # no looks of its own before and after
         parameters.timeout = timeout_s
+        parameters.monitor_callback = come
+        signal.setitimer(signal.ITIMER_REAL, stall_s)
         self.context.filecopy(parameters, source, destination)
 
     def told(self, error: Exception) -> dict[str, Any]:

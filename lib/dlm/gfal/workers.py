@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -144,6 +145,8 @@ class Worker:
             raise GfalError(errno.ETIMEDOUT, f"no answer within {limit_s:g} s") from None
         except (EOFError, OSError):
             self.kill()
+            if self._process.returncode == -signal.SIGALRM:
+                raise GfalError(errno.ETIMEDOUT, "nothing came for too long") from None
             raise GfalError(worker.DIED, "the library crashed") from None
         except BaseException:  # also a signal: what answers later is for nobody
             self.kill()
@@ -176,7 +179,7 @@ class Worker:
         self.is_dead = True
         self._channel.close()
         if self.pid == os.getpid():
-            self._process.kill()
+            self._process.kill()  # one that has ended keeps the status that it ended with
             self._process.wait()
             if self._directory is not None:
                 shutil.rmtree(self._directory, ignore_errors=True)

@@ -28,11 +28,38 @@ from dlm.transfertools.local_group import Limits, algorithms, require_expected, 
 from dlm.transfertools.stream import Item, StreamTool, blaming, mismatch, require_named
 from dlm.types import Checksums, ErrorClass
 
+STALL_S = 120.0  # servers that cannot reach each other may try for hours; then there is still time for the stream
+REST_S = 600.0
 log = logging.getLogger(__name__)
 
 
 class NotBetweenThem(Exception):
-    """These two storages did not copy this file between themselves."""
+    """These two storages did not copy this file between themselves; `lasting` if the next will not fare better."""
+
+    def __init__(self, reason: str, *, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+
+
+class Rests:
+    """Pairs of storages that are not asked for a while to copy between themselves: each try may cost minutes."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, copy: Copy) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._until = {pair: until for pair, until in self._until.items() if until > now}
+            self._until[copy.source.prefix, copy.destination.prefix] = now + REST_S
+
+    def are_on(self, copy: Copy) -> bool:
+        with self._lock:
+            return self._until.get((copy.source.prefix, copy.destination.prefix), 0.0) > time.monotonic()
+
+
+RESTS = Rests()  # of this process: tools are made anew for each batch
 
 
 class GfalTool(StreamTool):
@@ -42,6 +69,7 @@ class GfalTool(StreamTool):
         super().__init__(open_protocol, threads=threads, margin_s=margin_s)
         self._lock = threading.Lock()
         self._workers: dict[str, Workers] = {}
+        self._told: set[tuple[str, str]] = set()
 
     def copy_many(self, copies: Sequence[Copy], deadline: float, stop: Callable[[], bool]) -> Iterator[Outcome]:
         try:
@@ -56,9 +84,20 @@ class GfalTool(StreamTool):
         try:
             return self._moved_between(item, limits)
         except NotBetweenThem as reason:
-            log.info("%s: by way of this host: %s", shown(item.copy.destination_path), reason)
+            self._tell(item.copy, reason)
         item.bytes_moved = 0
         return super()._move(item, limits)
+
+    def _tell(self, copy: Copy, reason: NotBetweenThem) -> None:
+        """Log the reason, once a batch; give the pair a rest if it is to have one."""
+        if reason.lasting:
+            RESTS.begin(copy)
+        here, there = copy.source.storage_name, copy.destination.storage_name
+        with self._lock:
+            is_first = (here, there) not in self._told
+            self._told.add((here, there))
+        if is_first:
+            log.info("from %s to %s by way of this host: %s", here, there, reason)
 
     def _moved_between(self, item: Item, limits: Limits) -> Outcome:
         copy, source, destination = item.copy, item.source, item.destination
@@ -87,13 +126,17 @@ class GfalTool(StreamTool):
         """Those who may have this copy made; NotBetweenThem where there can be none."""
         if not extension.is_there():
             raise NotBetweenThem("gfal2 is not installed")
+        if RESTS.are_on(copy):
+            raise NotBetweenThem("they could not a short while ago")
         source, destination = copy.source, copy.destination
         key = f"{source.prefix} {source.secret_version} {destination.prefix} {destination.secret_version}"
         with self._lock:
             if key not in self._workers:
                 told = speech.between(source, destination)
                 if told is None:
-                    raise NotBetweenThem("one process cannot speak for both secrets")
+                    raise NotBetweenThem(
+                        "not with these secrets, or the source does not trust the destination with its token"
+                    )
                 self._workers[key] = Workers(told)
             return self._workers[key]
 
@@ -107,15 +150,15 @@ def _fetched(
     with workers.one() as worker:
         left_s = max(1.0, limits.until - time.monotonic())
         try:
-            worker.call(
-                "copy", source_url, temporary_url, int(left_s), limit_s=left_s, is_over=partial(_is_over, limits)
-            )
+            told = (source_url, temporary_url, int(left_s), STALL_S)
+            worker.call("copy", *told, limit_s=left_s, is_over=partial(_is_over, limits))
         except GfalError as error:
             limits.check()  # whoever was asked to stop did not fail
             judged = error.judged("copy to", item.copy.destination_path, writing=True)
             if judged.error_class == ErrorClass.NO_SPACE:
                 raise judged from error
-            raise NotBetweenThem(str(judged)) from error
+            is_lasting = judged.error_class in (ErrorClass.TIMEOUT, ErrorClass.UNAVAILABLE)
+            raise NotBetweenThem(str(judged), lasting=is_lasting) from error
     item.bytes_moved = before.size_bytes
     effects.point("gfal.copy:after")
 
