@@ -116,7 +116,8 @@ class Settings:
 
 
 DECLARED: dict[str, Field[Any]] = {item.name: item for item in fields(Settings)}
-SECRET_VARIABLES = {"DLM_TOKEN", *(PREFIX + name.upper() for name, item in DECLARED.items() if item.metadata["is_secret"])}
+_SECRET = (name for name, item in DECLARED.items() if item.metadata["is_secret"])
+SECRET_VARIABLES = {"DLM_TOKEN", *(PREFIX + name.upper() for name in _SECRET)}
 
 
 def load(

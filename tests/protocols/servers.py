@@ -264,13 +264,14 @@ def wsgidav(base: Path) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def sshd(base: Path) -> Iterator[Place]:
-    """OpenSSH's server, as this user, with a key."""
+def sshd(base: Path, serving: Path | None = None) -> Iterator[Place]:
+    """OpenSSH's server, as this user, with a key; `serving` a directory as it is, else a new one."""
     program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     if program is None:
         pytest.skip("OpenSSH's server is not installed: apt-get install openssh-server")
-    directory, port = base / "data", free_port()
-    fill(directory / PREFILLED / "many")
+    directory, port = serving or base / "data", free_port()
+    if serving is None:
+        fill(directory / PREFILLED / "many")
     for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(base / name)], check=True)
     (base / "authorized_keys").write_text((base / "user_key.pub").read_text())
