@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from dlm.transfertools import Copy, Outcome, select
 from dlm.transfertools.stream import StreamTool
 from dlm.types import Checksums, ErrorClass, ProtocolRef
 from protocols.conformance import get
-from protocols.servers import Place, rclone_serves, resident_bytes, silent, sshd, through, wsgidav
+from protocols.servers import Place, Served, rclone_serves, resident_bytes, silent, sshd, through, wsgidav
 
 pytestmark = pytest.mark.protocols
 COUNT = itertools.count(1)
@@ -34,18 +35,19 @@ def adler32(content: bytes) -> Checksums:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Place]]:
-    """A running server of each kind."""
-    with contextlib.ExitStack() as stack:
-        base = tmp_path_factory.mktemp("servers")
-        for kind in ("s3", "webdav"):
-            (base / kind).mkdir()
-        yield {
-            "posix": Place("posix", str(base), {}, base, {}),
-            "s3": stack.enter_context(rclone_serves("s3", base / "s3")),
-            "webdav": stack.enter_context(rclone_serves("webdav", base / "webdav")),
-            "wsgidav": stack.enter_context(wsgidav(base / "wsgidav")),
-            "sftp": stack.enter_context(sshd(base / "sftp")),
-        }
+    """A server of each kind, running once it is asked for."""
+    served = Served(
+        tmp_path_factory.mktemp("servers"),
+        {
+            "posix": lambda base: contextlib.nullcontext(Place("posix", str(base), {}, base, {})),
+            "s3": partial(rclone_serves, "s3"),
+            "webdav": partial(rclone_serves, "webdav"),
+            "wsgidav": wsgidav,
+            "sftp": sshd,
+        },
+    )
+    with contextlib.closing(served):
+        yield served
 
 
 class Way:
