@@ -67,7 +67,7 @@ class Settings:
     client_token: str = setting("", "", "the token dlm-admin shows; also DLM_TOKEN")
     client_token_file: str = setting("var/token", "path", "file with that token, read when client_token is empty")
 
-    judge_interval_s: float = setting(5.0, "s", "longest sleep between two looks for work", 0.01, 3600)
+    judge_interval_s: float = setting(10.0, "s", "longest sleep between two looks for work", 0.01, 3600)
     judge_batch_rules: int = setting(1000, "rules", "rules taken in one pass", 1, 100_000)
     judge_batch_changes: int = setting(500, "changes", "changes taken in one pass", 1, 100_000)
     judge_chunk_files: int = setting(50_000, "files", "files written in one transaction", 1, 1_000_000)
@@ -76,7 +76,7 @@ class Settings:
         False, "", "count what producers registered for `ok` before dlm has read it; never a witness for a deletion"
     )
 
-    conveyor_interval_s: float = setting(5.0, "s", "longest sleep between two looks for work", 0.01, 3600)
+    conveyor_interval_s: float = setting(10.0, "s", "longest sleep between two looks for work", 0.01, 3600)
     conveyor_batch: int = setting(500, "requests", "requests taken in one pass", 1, 100_000)
     conveyor_lease_s: float = setting(300.0, "s", "time within which a taken request must end", 1, DAY)
     conveyor_max_active_per_storage: int = setting(1000, "requests", "requests active at one destination", 1, 1_000_000)
@@ -86,7 +86,7 @@ class Settings:
     conveyor_parked_retry_s: float = setting(21600.0, "s", "a parked request is tried again after", 1, 30 * DAY)
     conveyor_threads: int = setting(4, "threads", "transfers at the same time in one process", 1, 256)
 
-    reaper_interval_s: float = setting(5.0, "s", "longest sleep between two looks for work", 0.01, 3600)
+    reaper_interval_s: float = setting(10.0, "s", "longest sleep between two looks for work", 0.01, 3600)
     reaper_batch: int = setting(5000, "replicas", "replicas taken in one pass", 1, 100_000)
     reaper_lease_s: float = setting(120.0, "s", "time within which a taken deletion must end", 1, DAY)
     reaper_undo_window_s: float = setting(86400.0, "s", "an unlocked replica is kept this long", 0, 365 * DAY)
