@@ -54,7 +54,8 @@ class Settings:
 
     web_host: str = setting("127.0.0.1", "", "address the web service listens on")
     web_port: int = setting(8410, "", "port the web service listens on; 0: a free one", 0, 65535)
-    web_threads: int = setting(8, "threads", "requests served at the same time", 1, 256)
+    web_processes: int = setting(1, "processes", "processes that serve requests, each with its threads and its pool", 1, 64)
+    web_threads: int = setting(8, "threads", "requests served at the same time by one process", 1, 256)
     web_max_body_bytes: int = setting(16 * 1024**2, "bytes", "a larger request is refused with 413", 1024, 1024**3)
     web_stalled_s: float = setting(30.0, "s", "an answer of which a client takes nothing for so long ends", 0.1, 3600)
     web_policy_file: str = setting("", "path", "a site's policy document, laid over the shipped one; empty: none")
