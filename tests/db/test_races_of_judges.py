@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from catalogue import Beside
-from dlm import effects
-from dlm.clock import ManualClock
 from dlm.core import amending, consequences, folding, rules
 from dlm.core.ledger import Ledger
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
 from dlm.db import changes, usage
 from dlm.db import rules as db_rules
-from dlm.db.engine import Database
 from dlm.types import ChangeKind
-from gates import PATIENCE_S, Gate, blocked, racing_world, settled, turn
+from gates import PATIENCE_S, Gate, blocked, settled, turn
 from world import DAY, World
-
-
-@pytest.fixture
-def world(database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[World]:
-    yield racing_world(database, clock, tmp_path)
-    effects.install(None)
-
-
-@pytest.fixture
-def other(world: World) -> Judge:
-    """A second judge."""
-    return Judge(world.database, world.settings)
-
 
 # --- two judges --------------------------------------------------------------------------------------------------
 
