@@ -7,7 +7,7 @@ The locks were committed before; this runs under a later snapshot (architecture 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,9 +127,13 @@ class Filled:
         return self.mended + sum(files for files, _ in self.made.values())
 
 
-def fill(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
-    """Make replicas and requests for the wish, adding the bytes reserved to `delta`; one to three statements."""
-    return _fill(tx, _MAKE, wish, delta, values)
+def fill(tx: Tx, wish: str, delta: StorageDelta, hold: Callable[[], object] | None = None, **values: Any) -> Filled:
+    """Make replicas and requests for the wish, adding the bytes reserved to `delta`; one to three statements.
+
+    `hold` locks replicas that the caller writes afterwards: when the new ones are made, for which everybody waits without
+    any other in hand, and before those that stand are mended.
+    """
+    return _fill(tx, _MAKE, wish, delta, values, hold)
 
 
 def fill_alike(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
@@ -161,8 +165,12 @@ def count_lacking(tx: Tx, did_id: int, after: int, upto: int, storages: Sequence
     )
 
 
-def _fill(tx: Tx, make: str, wish: str, delta: StorageDelta, values: Mapping[str, Any]) -> Filled:
+def _fill(
+    tx: Tx, make: str, wish: str, delta: StorageDelta, values: Mapping[str, Any], hold: Callable[[], object] | None = None
+) -> Filled:
     rows = tx.rows(make.format(wish=wish), **values)
+    if hold is not None:
+        hold()
     made = {row.storage_id: (row.files, row.bytes) for row in rows if row.files}
     if not rows[-1].wished:
         return Filled({}, 0, was_empty=False)
