@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dlm import effects, staging
-from dlm.digest import Digest
+from dlm.digest import Digest, aligned_buffer, digest_stored
 from dlm.errors import StorageError
 from dlm.protocols.interface import Chunks, Entry, Space, Stat, StorageProtocol, Written
 from dlm.rooted import MARKER, SIBLING, TEMPORARIES, Root, open_to_list, shown, split, sync_directory, translating
@@ -92,14 +92,13 @@ class PosixProtocol(StorageProtocol):
             yield from _walk(root, prefix)
 
     def checksum(self, path: str, algorithms: Collection[str] = ("adler32",)) -> Checksums:
-        digest = Digest(algorithms)
         with self._marked_root() as root:
             fd = root.open_file(path)
-        # Drop the cached pages first: what is asked is what the disk holds.
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        with Chunks(_blocks(fd, path, 0, None), lambda: os.close(fd)) as chunks:
-            for chunk in chunks:
-                digest.update(chunk)
+        try:
+            with translating("read", path):
+                digest = digest_stored(fd, algorithms, aligned_buffer())
+        finally:
+            os.close(fd)
         return Checksums(**digest.hexdigests())
 
     def space(self) -> Space:
