@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from catalogue import Beside
-from dlm import effects
-from dlm.clock import ManualClock
 from dlm.core import amending, consequences, folding, rules
 from dlm.core.ledger import Ledger
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
-from dlm.db import changes, usage
+from dlm.db import changes, replicas, usage
 from dlm.db import rules as db_rules
-from dlm.db.engine import Database
 from dlm.types import ChangeKind
-from gates import PATIENCE_S, Gate, blocked, racing_world, settled, turn
+from gates import PATIENCE_S, Gate, blocked, emptied, settled, turn
 from world import DAY, World
-
-
-@pytest.fixture
-def world(database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[World]:
-    yield racing_world(database, clock, tmp_path)
-    effects.install(None)
-
-
-@pytest.fixture
-def other(world: World) -> Judge:
-    """A second judge."""
-    return Judge(world.database, world.settings)
-
 
 # --- two judges --------------------------------------------------------------------------------------------------
 
@@ -265,3 +247,23 @@ def test_a_fold_that_lets_go_and_fills_locks_replicas_in_the_order_of_their_keys
     assert folding_.finish() == []
     settled(world)
     assert world.state(rule) == "ok"
+
+
+def test_letting_go_of_what_stands_and_of_what_was_to_come_locks_replicas_in_one_order(world: World) -> None:
+    """1. Who looks at f0 and f1 holds the first; 2. we end the request of f1, and its replica with it; 3. we let go of f0,
+    and wait; 4. f1 is next there."""
+    world.many("origin", 1)
+    rule = world.declare("ds", 1, "a")
+    settled(world)
+    world.put("origin", {"f1": b"f 1 "}, "ds", verified=True)
+    world.run(world.judge)
+    assert world.where("f1")["a"] == "copying"
+    first, second = (world.did_id(name) for name in ("f0", "f1"))
+    world.cancel(rule)
+    with world.begin() as tx:
+        replicas.hold_files(tx, [first])
+        letting_go_ = blocked(world, lambda: world.run(world.judge))
+        replicas.hold_files(tx, [second])
+    assert letting_go_.finish() == []
+    emptied(world)
+    assert world.count("a") == 0

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from catalogue import Beside
-from dlm import effects
-from dlm.clock import ManualClock
-from dlm.daemons.judge import Judge
-from dlm.db.engine import Database
-from gates import PATIENCE_S, Gate, doomed, emptied, racing_world, settled, turn
+from gates import PATIENCE_S, Gate, doomed, emptied, settled, turn
 from world import World
-
-
-@pytest.fixture
-def world(database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[World]:
-    yield racing_world(database, clock, tmp_path)
-    effects.install(None)
-
-
-@pytest.fixture
-def other(world: World) -> Judge:
-    """A second judge."""
-    return Judge(world.database, world.settings)
-
 
 # --- beside a reaper ---------------------------------------------------------------------------------------------
 

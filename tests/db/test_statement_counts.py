@@ -421,7 +421,7 @@ def public(module: ModuleType) -> list[str]:
     return [f"{stem}.{f.__name__}" for f in takes]
 
 
-WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen")
 NUMBER = {word: number for number, word in enumerate(WORDS, 1)}
 SAID = re.compile(r"(at most )?\b(\w+)(?: (?:to|or) (\w+))? statements?\b")
 

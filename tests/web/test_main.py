@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,64 @@ def test_what_keeps_it_from_starting_is_told_in_one_line(
         [*COMMAND, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == status and told in done.stderr and "Traceback" not in done.stderr
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def until(look: Callable[[], bool]) -> None:
+    """Return once it is so; AssertionError after a while."""
+    limit = time.monotonic() + 20
+    while not look():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def test_two_processes_serve_one_port_and_end_together(dsn: str, tmp_path: Path) -> None:
+    headers = token(dsn)
+    with running(dsn, tmp_path, DLM_WEB_PROCESSES="2") as (process, port):
+        until(lambda: len(children(process.pid)) == 2)
+        workers = children(process.pid)
+        assert ask(port, "POST", "/scopes", json.dumps({"name": "ska"}), headers)[0] == 201
+        assert {ask(port, "GET", "/scopes/ska", None, headers)[0] for _ in range(20)} == {200}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_a_process_that_dies_is_replaced_while_the_other_one_serves(dsn: str, tmp_path: Path) -> None:
+    with running(dsn, tmp_path, DLM_WEB_PROCESSES="2") as (process, port):
+        until(lambda: len(children(process.pid)) == 2)
+        before = children(process.pid)
+        os.kill(before[0], signal.SIGKILL)
+        assert ask(port, "GET", "/health")[0] == 200
+        until(lambda: len(set(children(process.pid)) - set(before)) == 1)
+        assert {ask(port, "GET", "/health")[0] for _ in range(10)} == {200}
+
+
+def test_processes_do_not_outlive_the_one_that_started_them(dsn: str, tmp_path: Path) -> None:
+    with running(dsn, tmp_path, DLM_WEB_PROCESSES="2") as (process, _):
+        until(lambda: len(children(process.pid)) == 2)
+        workers = children(process.pid)
+        process.kill()
+        process.wait()
+        until(lambda: not any(is_running(pid) for pid in workers))
+
+
+def is_running(pid: int) -> bool:
+    """False for one that has ended, even when nobody has asked for its status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_policy_that_cannot_be_read_is_told_once_by_several_processes_too(dsn: str, tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(LIB), "DLM_DATABASE_DSN": dsn, "DLM_WEB_PROCESSES": "2"}
+    environment["DLM_WEB_POLICY_FILE"] = str(tmp_path / "none")
+    ended = subprocess.run(COMMAND, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert ended.returncode != 0 and "policy" in ended.stderr and "replaced" not in ended.stderr

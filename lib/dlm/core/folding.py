@@ -182,16 +182,15 @@ def _let_go_and_fill(tx: Tx, facts: Facts, ledger: Ledger, undo_window_s: float)
     """Let go of what left datasets, and of what came back from deletion to nobody; make the replicas that locks want of
     the files concerned. True when any have to come.
 
-    What is written last is locked first, each kind in the order of its keys: requests, then replicas. Otherwise: 1. a
-    reaper has deleted (file 1, storage 1) and (file 2, storage 1), and locks the first to write that down; 2. we let go of
-    the second; 3. we make the first anew, and wait for the reaper; 4. it waits for the second.
+    Requests are locked first, then replicas are made, then those that stand are locked, each in the order of their keys.
+    Otherwise: 1. a reaper has deleted (file 1, storage 1) and (file 2, storage 1), and locks the first to write that down;
+    2. we let go of the second; 3. we make the first anew, and wait for the reaper; 4. it waits for the second.
     """
     pairs, files = _left(tx, facts, ledger), _to_fill(tx, facts)
     columns = {"dids": [pair[0] for pair in pairs], "storages": [pair[1] for pair in pairs]}
     request_ids = letting_go.hold_requests(tx, letting_go.PAIRS, **columns) if pairs else []
-    if pairs or facts.gone:
-        replicas.hold_files(tx, {*files, *columns["dids"], *_files(facts.gone)})
-    is_coming = _fill(tx, files, ledger)
+    standing = {*files, *columns["dids"], *_files(facts.gone)} if pairs or facts.gone else set()
+    is_coming = _fill(tx, files, ledger, standing)
     if pairs:
         letting_go.let_go_held(tx, letting_go.PAIRS, request_ids, ledger.storages, undo_window_s=undo_window_s, **columns)
     if facts.gone:
@@ -222,10 +221,17 @@ def _to_fill(tx: Tx, facts: Facts) -> set[int]:
     return files
 
 
-def _fill(tx: Tx, files: set[int], ledger: Ledger) -> bool:
+def _fill(tx: Tx, files: set[int], ledger: Ledger, standing: set[int]) -> bool:
+    """Make what is missing of the files, and hold all replicas of the `standing` ones; True when any have to come."""
+
+    def hold() -> None:
+        if standing:
+            replicas.hold_files(tx, standing)
+
     if not files:
+        hold()
         return False
-    filled = filling.fill(tx, filling.FILES, ledger.storages, files=sorted(files))
+    filled = filling.fill(tx, filling.FILES, ledger.storages, hold, files=sorted(files))
     if filled.files:
         changes.wake(tx, "conveyor")
     return filled.files > 0

@@ -7,7 +7,7 @@ The locks were committed before; this runs under a later snapshot (architecture 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +40,17 @@ LOCKS = f"""
       FROM ({files_of("l")}) f
      GROUP BY 1, 2, 3"""
 
-# Given files, wherever a lock on them or on a dataset that contains them wants them.
+# Given files, wherever a lock on them or on a dataset that contains them wants them. The locks of each dataset are taken
+# together before its files are: with twenty rules on one dataset it would be forty rows for each file otherwise.
 FILES = """
-    SELECT w.did_id, w.storage_id, d.size_bytes, max(r.priority) AS priority, min(r.activity) AS activity
-      FROM (SELECT f.did_id, l.storage_id, l.rule_id
-              FROM unnest(%(files)s::bigint[]) AS f (did_id)
-              JOIN lock l ON l.did_id = f.did_id AND NOT l.is_released
-            UNION ALL
-            SELECT f.did_id, l.storage_id, l.rule_id
-              FROM unnest(%(files)s::bigint[]) AS f (did_id)
-              JOIN attachment a ON a.child_id = f.did_id
-              JOIN lock l ON l.did_id = a.parent_id AND NOT l.is_released) w
-      JOIN did d ON d.id = w.did_id AND d.kind = 'file'
-      JOIN rule r ON r.id = w.rule_id
+    WITH f AS (SELECT did_id FROM unnest(%(files)s::bigint[]) AS f (did_id)),
+         holder AS MATERIALIZED (SELECT did_id, did_id AS held_id FROM f
+                    UNION ALL SELECT a.child_id, a.parent_id FROM f JOIN attachment a ON a.child_id = f.did_id),
+         l AS MATERIALIZED (SELECT l.did_id AS held_id, l.storage_id, max(r.priority) AS priority, min(r.activity) AS activity
+                    FROM (SELECT DISTINCT held_id FROM holder) h JOIN lock l ON l.did_id = h.held_id AND NOT l.is_released
+                    JOIN rule r ON r.id = l.rule_id GROUP BY 1, 2)
+    SELECT h.did_id, l.storage_id, d.size_bytes, max(l.priority) AS priority, min(l.activity) AS activity
+      FROM holder h JOIN l USING (held_id) JOIN did d ON d.id = h.did_id AND d.kind = 'file'
      GROUP BY 1, 2, 3"""
 
 # A FULL JOIN is hashed or merged, whatever the planner believes of the wish. While only some of the tables were ever
@@ -129,9 +127,13 @@ class Filled:
         return self.mended + sum(files for files, _ in self.made.values())
 
 
-def fill(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
-    """Make replicas and requests for the wish, adding the bytes reserved to `delta`; one to three statements."""
-    return _fill(tx, _MAKE, wish, delta, values)
+def fill(tx: Tx, wish: str, delta: StorageDelta, hold: Callable[[], object] | None = None, **values: Any) -> Filled:
+    """Make replicas and requests for the wish, adding the bytes reserved to `delta`; one to three statements.
+
+    `hold` locks replicas that the caller writes afterwards: when the new ones are made, for which everybody waits without
+    any other in hand, and before those that stand are mended.
+    """
+    return _fill(tx, _MAKE, wish, delta, values, hold)
 
 
 def fill_alike(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
@@ -163,8 +165,12 @@ def count_lacking(tx: Tx, did_id: int, after: int, upto: int, storages: Sequence
     )
 
 
-def _fill(tx: Tx, make: str, wish: str, delta: StorageDelta, values: Mapping[str, Any]) -> Filled:
+def _fill(
+    tx: Tx, make: str, wish: str, delta: StorageDelta, values: Mapping[str, Any], hold: Callable[[], object] | None = None
+) -> Filled:
     rows = tx.rows(make.format(wish=wish), **values)
+    if hold is not None:
+        hold()
     made = {row.storage_id: (row.files, row.bytes) for row in rows if row.files}
     if not rows[-1].wished:
         return Filled({}, 0, was_empty=False)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dlm import effects, staging
-from dlm.digest import Digest
+from dlm.digest import Digest, aligned_buffer, digest_stored
 from dlm.errors import StorageError
 from dlm.protocols.interface import Chunks, Entry, ReadBack, Space, Stat, StorageProtocol, Written
 from dlm.rooted import MARKER, SIBLING, TEMPORARIES, Root, open_to_list, shown, split, sync_directory, translating
@@ -171,11 +171,9 @@ def _blocks(fd: int, path: str, offset: int, length: int | None) -> Iterator[byt
 
 
 def _digests(fd: int, path: str, algorithms: Collection[str]) -> Checksums:
-    """The digests of what the disk holds: pages that are cached are dropped first."""
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    digest = Digest(algorithms)
-    for block in _blocks(fd, path, 0, None):
-        digest.update(block)
+    """The digests of what the disk holds."""
+    with translating("read", path):
+        digest = digest_stored(fd, algorithms, aligned_buffer())
     return Checksums(**digest.hexdigests())
 
 
