@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 import zlib
@@ -29,6 +30,7 @@ pytest.importorskip("botocore", reason="botocore is not installed: pip install '
 pytest.importorskip("asyncssh", reason="asyncssh is not installed: pip install 'dlm[sftp]'")
 pytestmark = [pytest.mark.protocols, pytest.mark.timeout(300)]
 
+COUNT = itertools.count(1)
 KINDS = ("posix", "s3", "webdav", "sftp")
 PAIRS = [(one, other) for one in KINDS for other in KINDS]
 SIZES = {"empty": 0, "small": 1000, "parts": (5 << 20) + 3}  # the last in more than one part, where there are parts
@@ -56,6 +58,7 @@ class Everywhere:
 
     def __init__(self, world: World, places: dict[str, Place]) -> None:
         self.world, self.places = world, places
+        self.below = f"world-{next(COUNT)}"  # the servers outlive it
         self.contents: dict[str, bytes] = {}
         with world.begin() as tx:
             sites.add_site(tx, "here")
@@ -65,11 +68,12 @@ class Everywhere:
             self.add(f"from-{kind}", kind, type="source")
             self.add(f"to-{kind}", kind, attributes={"kind": kind})
 
-    def add(self, name: str, kind: str, below: str = "", **facts: object) -> None:
-        place = self.places[kind]
+    def add(self, name: str, kind: str, path: str | None = None, **facts: object) -> None:
+        """Add a storage on the server of that kind, its root there at the path, else at its name."""
+        place, path = self.places[kind], name if path is None else path
         way = NewProtocol(
-            place.scheme, f"{place.prefix}/{below or name}".rstrip("/"), f"{kind}-secret" if place.secret else None,
-            options=place.options,
+            place.scheme, f"{place.prefix}/{self.below}/{path}".rstrip("/"),
+            f"{kind}-secret" if place.secret else None, options=place.options,
         )  # fmt: skip
         roots.add_storage(self.world.begin, NewStorage(name, "here", [way], **facts))  # type: ignore[arg-type]
 
@@ -106,8 +110,9 @@ class Everywhere:
 
     def spoil(self, kind: str, name: str) -> None:
         """Change a byte of what the server of the destination has, behind its back."""
-        below = "bucket/" if kind == "s3" else ""
-        file = self.places[kind].directory / f"{below}to-{kind}" / derived_path(SCOPE, name)
+        bucket = "bucket/" if kind == "s3" else ""
+        root = self.places[kind].directory / f"{bucket}{self.below}/to-{kind}"
+        file = root / derived_path(SCOPE, name)
         content = self.contents[name]
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
@@ -152,7 +157,7 @@ def test_a_promise_is_kept_between_every_two_kinds_of_storage(everywhere: Everyw
 def test_no_root_lies_in_or_around_another_on_any_kind_of_storage(everywhere: Everywhere) -> None:
     for kind in KINDS:
         with pytest.raises(InvalidInput, match=f"lies in the root of storage to-{kind}") as caught:
-            everywhere.add(f"in-{kind}", kind, below=f"to-{kind}/deeper")
+            everywhere.add(f"in-{kind}", kind, f"to-{kind}/deeper")
         assert caught.value.field == "prefix"
         with pytest.raises(InvalidInput, match="contains the root of storage"):
-            everywhere.add(f"around-{kind}", kind, below="/")
+            everywhere.add(f"around-{kind}", kind, "")
