@@ -247,7 +247,7 @@ def deadlock_reports(log: Path) -> list[str]:
     for line in log.read_text(errors="replace").splitlines():
         if "deadlock detected" in line:
             reports.append("")
-        is_inside = "deadlock detected" in line or (is_inside and ("DETAIL" in line or line.startswith("\t") or "CONTEXT" in line))
+        is_inside = "deadlock detected" in line or (is_inside and (line.startswith("\t") or any(word in line for word in ("DETAIL", "HINT", "CONTEXT"))))
         if is_inside:
             reports[-1] += line + "\n"
     return reports[:20]
