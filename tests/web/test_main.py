@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -203,6 +204,40 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_under_way_is_finished_and_nothing_new_is_taken(dsn: str, tmp_path: Path, number: int) -> None:
+    headers = token(dsn)
+    database = Database(dsn)
+    with running(dsn, tmp_path, DLM_WEB_PROCESSES=str(number)) as (process, port), database.begin("test") as tx:
+        accounts.add_scope(tx, "ska", "root")  # not committed: whoever adds the same name waits
+        answers: list[tuple[int, Any]] = []
+        call = threading.Thread(target=lambda: answers.append(ask(port, "POST", "/scopes", '{"name": "ska"}', headers)))
+        call.start()
+        until(lambda: bool(tx.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+        process.send_signal(signal.SIGTERM)
+        until(lambda: not takes(port))
+        tx.connection.rollback()
+        call.join()
+        assert answers[0][0] == 201 and process.wait(25) == 0
+    database.dispose()
+
+
+def takes(port: int) -> bool:
+    """True when the port takes a connection."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["", "a..b", "no.such.host.invalid"])
+def test_a_host_that_is_none_is_refused_in_one_line(dsn: str, tmp_path: Path, host: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(LIB), "DLM_DATABASE_DSN": dsn}
+    ended = subprocess.run([*COMMAND, "--host", host], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert ended.returncode != 0 and "listen on" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_policy_that_cannot_be_read_is_told_once_by_several_processes_too(dsn: str, tmp_path: Path) -> None:

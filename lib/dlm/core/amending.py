@@ -108,6 +108,8 @@ def _new_copies(tx: Tx, row: Row[Any], copies: int | None) -> dict[str, Any]:
         values["place_after"] = 0
     if row.state in (RuleState.OK, RuleState.REPLICATING, RuleState.STUCK):
         values["state"] = RuleState.DECLARED.value
+        if row.reason:
+            values["reason"] = None
     return values
 
 

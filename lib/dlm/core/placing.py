@@ -61,7 +61,7 @@ def judge_due(tx: Tx, limits: Limits) -> Judged:
     claimed = judging.claim_rules(tx, limits.batch_rules)
     if not claimed:
         return Judged()
-    batch = _affordable(claimed, limits.chunk_files, _files_to_look_at)
+    batch = _affordable(claimed, limits.chunk_files, _files_to_look_at())
     result = Judged(rules=len(batch), is_full=len(batch) < len(claimed) or len(claimed) == limits.batch_rules)
     ledger = Ledger()
     end(tx, [row for row in batch if row.state == RuleState.LETTING_GO], ledger)
@@ -121,16 +121,29 @@ def _affordable(due: Sequence[Row[Any]], chunk_files: int, files_of: Callable[[R
     """The first rules whose files together are about a chunk; at least one."""
     total = 0
     for index, row in enumerate(due):
-        total += files_of(row)
-        if total > chunk_files and index:
+        files = files_of(row)
+        total += files
+        if files and total > chunk_files and index:
             return due[:index]
     return due
 
 
-def _files_to_look_at(row: Row[Any]) -> int:
-    """How many files judging the rule reads. None, where it has its locks and is told by what is out of order."""
-    is_placed = row.state in (RuleState.REPLICATING, RuleState.STUCK) and row.copies is not None and row.surplus_after is None
-    return 0 if is_placed and row.kind == DidKind.DATASET and _is_told_by_exceptions(row) else int(row.files)
+def _files_to_look_at() -> Callable[[Row[Any]], int]:
+    """How many files judging a rule reads, for one rule after the other.
+
+    Of rules that have their locks and are told by what is out of order, those on one dataset are told together.
+    """
+    told: set[int] = set()
+
+    def files_of(row: Row[Any]) -> int:
+        is_placed = row.state in (RuleState.REPLICATING, RuleState.STUCK) and row.copies is not None and row.surplus_after is None
+        if not (is_placed and row.kind == DidKind.DATASET and _is_told_by_exceptions(row)):
+            return int(row.files)
+        files = 0 if row.did_id in told else int(row.files)
+        told.add(row.did_id)
+        return files
+
+    return files_of
 
 
 @dataclass(slots=True)

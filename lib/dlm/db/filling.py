@@ -168,18 +168,18 @@ def _make(tx: Tx, statement: str, wish: str, delta: StorageDelta, values: Mappin
     return Made(made, rows[-1].wished)
 
 
-def mend(tx: Tx, wish: str, delta: StorageDelta, made: Made, **values: Any) -> Filled:
+def mend(tx: Tx, wish: str, delta: StorageDelta, so_far: Made, **values: Any) -> Filled:
     """The second part of `fill`: make what is bad, lost or deleted anew, and join the requests that are under way; at most
     two statements."""
-    if made.is_all:
-        return Filled(made.by_storage, 0, was_empty=made.wished > 0)
+    if so_far.is_all:
+        return Filled(so_far.by_storage, 0, was_empty=so_far.wished > 0)
     mended = 0
     for row in tx.rows(_MEND.format(wish=wish), **values):
         mended += row.files
         was_used = row.was == "bad"
         delta.add(row.storage_id, reserved_bytes=row.bytes, used_bytes=-row.bytes * was_used, used_files=-row.files * was_used)
     tx.run(_JOIN.format(wish=wish), **values)
-    return Filled(made.by_storage, mended, was_empty=False)
+    return Filled(so_far.by_storage, mended, was_empty=False)
 
 
 def hold_standing(tx: Tx, pairs: Sequence[tuple[int, int]], file_ids: Sequence[int]) -> None:

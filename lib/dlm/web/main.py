@@ -76,7 +76,7 @@ def serve(settings: Settings) -> None:
     if settings.web_processes == 1:
         work(stop.is_set)
     else:
-        processes.run(settings.web_processes, work, stop, GRACE_S + END_S)
+        processes.run(settings.web_processes, work, stop, partial(close, bound), GRACE_S + END_S)
     database.dispose()
     log.info("stopped")
 
@@ -99,13 +99,23 @@ def make_app() -> Flask:
 
 def bind(settings: Settings) -> list[socket.socket]:
     """A socket for each address that the host's name has; InvalidInput when one cannot be had."""
+    host, bound = settings.web_host.removeprefix("[").removesuffix("]"), []
+    if not host:
+        raise InvalidInput("no address to listen on", field="web_host", hint="0.0.0.0 or :: for all that this host has")
     try:
-        found = socket.getaddrinfo(settings.web_host or None, settings.web_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        places = sorted({(family, address) for family, _, _, _, address in found})
-        return [socket.create_server(address, family=family, backlog=BACKLOG) for family, address in places]
-    except OSError as error:
-        where = f"{settings.web_host}:{settings.web_port}"
-        raise InvalidInput(f"cannot listen on {where}: {error.strerror or error}", field="web_port") from error
+        found = socket.getaddrinfo(host, settings.web_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in sorted({(family, address) for family, _, _, _, address in found}):
+            bound.append(socket.create_server(address, family=family, backlog=BACKLOG))
+    except (OSError, UnicodeError) as error:
+        close(bound)
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput(f"cannot listen on {host}:{settings.web_port}: {reason}", field="web_port") from error
+    return bound
+
+
+def close(bound: Sequence[socket.socket]) -> None:
+    for listener in bound:
+        listener.close()
 
 
 def listen(app: Flask, settings: Settings, sockets: dict[int, Any], bound: Sequence[socket.socket]) -> Any:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 
@@ -19,26 +20,49 @@ PAUSE_S = 1.0  # before one that ended is replaced, so that a fault that comes a
 Work = Callable[[Callable[[], bool]], None]  # until it is over
 
 
-def run(number: int, work: Work, stop: threading.Event, grace_s: float) -> None:
-    """Do `work` in so many processes until `stop` is set, and end them within `grace_s`; one that ends before is replaced.
+def run(number: int, work: Work, stop: threading.Event, on_stop: Callable[[], None], grace_s: float) -> None:
+    """Do `work` in so many processes until `stop` is set, and then, after `on_stop`, end them within `grace_s`.
 
-    They end with this one, too, however that ends. For a process without other threads, as they are forked.
+    One that ends before is replaced. They end with this one, too, however that ends. For a process without other threads,
+    as they are forked.
     """
-    workers = [_start(work, stop) for _ in range(number)]
-    while not stop.is_set():
-        wait([worker.sentinel for worker in workers], LOOK_S)
-        for index, worker in enumerate(workers):
-            if not worker.is_alive() and not stop.is_set():
-                log.warning("process %s ended with %s and is replaced", worker.pid, worker.exitcode)
-                time.sleep(PAUSE_S)
-                workers[index] = _start(work, stop)
-    _end(workers, grace_s)
+    workers: list[ForkProcess] = []
+    try:
+        while not stop.is_set():
+            _start_missing(workers, number, partial(_start, work, stop))
+            wait([worker.sentinel for worker in workers], LOOK_S)
+            workers = _without_ended(workers, stop)
+    finally:
+        on_stop()
+        _end(workers, grace_s)
+
+
+def _start_missing(workers: list[ForkProcess], number: int, start: Callable[[], ForkProcess]) -> None:
+    """Start as many as are missing; the rest at the next look, where the system has no room for a process now."""
+    while len(workers) < number:
+        try:
+            workers.append(start())
+        except OSError as error:
+            log.warning("no process can be started: %s", error)
+            time.sleep(PAUSE_S)
+            return
 
 
 def _start(work: Work, stop: threading.Event) -> ForkProcess:
     worker = multiprocessing.get_context("fork").Process(target=_work, args=(work, stop, os.getpid()))
     worker.start()
     return worker
+
+
+def _without_ended(workers: list[ForkProcess], stop: threading.Event) -> list[ForkProcess]:
+    """The workers that are at work; after a pause, where one is not and should be."""
+    ended = [worker for worker in workers if not worker.is_alive()]
+    for worker in ended:
+        if not stop.is_set():
+            log.warning("process %s ended with %s and is replaced", worker.pid, worker.exitcode)
+    if ended:
+        time.sleep(PAUSE_S)
+    return [worker for worker in workers if worker not in ended]
 
 
 def _work(work: Work, stop: threading.Event, parent: int) -> None:
