@@ -35,7 +35,11 @@ LIVE_DATASETS = 12  # per writer: what is older is let go and its files detached
 SAMPLE_S = 5
 REST_S = 120  # the daemons may take this long to come to rest after the load
 JUDGED_WITHIN_S = 60
-GROWTH = 1.3  # resident memory at the end, against the end of the first fifth
+WARM_S = 60  # until then modules are loaded and pools filled: no growth is told from it
+GROWTH = 1.3  # resident memory in the last fifth of the run, against the first fifth after that
+EPILOG = """Prints what was done, the memory of each daemon (MB), the longest that a rule waited for its judge, how long it took
+to come to rest, and `faults`: deadlocks, broken invariants, memory that grew (told of runs of 3 minutes and more). Exit status 1
+when there are any."""
 CONFIG = """[reaper]
 undo_window_s = 2
 [breaker]
@@ -248,7 +252,7 @@ def deadlock_reports(log: Path) -> list[str]:
     for line in log.read_text(errors="replace").splitlines():
         if "deadlock detected" in line:
             reports.append("")
-        is_inside = "deadlock detected" in line or (is_inside and ("DETAIL" in line or line.startswith("\t") or "CONTEXT" in line))
+        is_inside = "deadlock detected" in line or (is_inside and (line.startswith("\t") or any(word in line for word in ("DETAIL", "HINT", "CONTEXT"))))
         if is_inside:
             reports[-1] += line + "\n"
     return reports[:20]
@@ -260,12 +264,16 @@ def deadlocks(database: Database) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="tools/soak", description="Mixed load on real storages, then the invariants.")
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--writers", type=int, default=8)
-    parser.add_argument("--daemons", type=int, default=2, help="of each kind")
-    parser.add_argument("--json", type=Path)
+    parser = argparse.ArgumentParser(
+        prog="tools/soak", description="Mixed load on real storages, then the invariants.", epilog=EPILOG
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="of load (60); up to 2 more to come to rest")
+    parser.add_argument("--writers", type=int, default=8, help="processes that change the catalogue (8)")
+    parser.add_argument("--daemons", type=int, default=2, help="of each kind (2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the result goes here, too")
     options = parser.parse_args(arguments)
+    if options.minutes <= 0 or options.writers < 1 or options.daemons < 1:
+        parser.error("--minutes, --writers and --daemons must be more than 0")
     with tempfile.TemporaryDirectory(prefix="dlm-soak-") as directory:
         root = Path(directory)
         server = EmbeddedPostgres(root / "db")
@@ -333,11 +341,7 @@ def stop_daemons(daemons: dict[str, subprocess.Popen[bytes]]) -> None:
 
 def report(watch: Watch, done: dict[str, int], rested_s: float, deadlocked: int, found: list[str]) -> dict[str, Any]:
     """The figures, and `faults`: what must not have happened."""
-    memory = {}
-    for name, samples in watch.memory_mb.items():
-        early = statistics.median(samples[: max(1, len(samples) // 5)])
-        late = statistics.median(samples[-max(1, len(samples) // 5) :])
-        memory[name] = {"early_mb": round(early, 1), "late_mb": round(late, 1), "peak_mb": round(max(samples), 1)}
+    memory = {name: _memory(samples) for name, samples in watch.memory_mb.items()}
     grown = [f"{name} grew: {m}" for name, m in memory.items() if m["late_mb"] > GROWTH * m["early_mb"] + 10]
     faults = [*found, *grown]
     if deadlocked:
@@ -353,3 +357,12 @@ def report(watch: Watch, done: dict[str, int], rested_s: float, deadlocked: int,
         "deadlocks": deadlocked,
         "faults": faults,
     }
+
+
+def _memory(samples: list[float]) -> dict[str, float]:
+    """Early, late and most; early is as late in a run too short to tell."""
+    warm = samples[WARM_S // SAMPLE_S :]
+    fifth = len(warm) // 5
+    late = statistics.median(samples[-max(1, fifth) :])
+    early = statistics.median(warm[:fifth]) if fifth >= WARM_S // SAMPLE_S // 3 else late
+    return {"early_mb": round(early, 1), "late_mb": round(late, 1), "peak_mb": round(max(samples), 1)}

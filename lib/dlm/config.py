@@ -62,7 +62,8 @@ class Settings:
 
     web_host: str = setting("127.0.0.1", "", "address the web service listens on")
     web_port: int = setting(8410, "", "port the web service listens on; 0: a free one", 0, 65535)
-    web_threads: int = setting(8, "threads", "requests served at the same time", 1, 256)
+    web_processes: int = setting(1, "processes", "processes that serve requests, each with its threads and its pool", 1, 64)
+    web_threads: int = setting(8, "threads", "requests served at the same time by one process", 1, 256)
     web_max_body_bytes: int = setting(16 * 1024**2, "bytes", "a larger request is refused with 413", 1024, 1024**3)
     web_stalled_s: float = setting(30.0, "s", "an answer of which a client takes nothing for so long ends", 0.1, 3600)
     web_policy_file: str = setting("", "path", "a site's policy document, laid over the shipped one; empty: none")
@@ -75,7 +76,7 @@ class Settings:
     client_token: str = setting("", "", "the token dlm-admin shows; also DLM_TOKEN", is_secret=True)
     client_token_file: str = setting("var/token", "path", "file with that token, read when client_token is empty")
 
-    judge_interval_s: float = setting(5.0, "s", "longest sleep between two looks for work", 0.01, 3600)
+    judge_interval_s: float = setting(10.0, "s", "longest sleep between two looks for work", 0.01, 3600)
     judge_batch_rules: int = setting(1000, "rules", "rules taken in one pass", 1, 100_000)
     judge_batch_changes: int = setting(500, "changes", "changes taken in one pass", 1, 100_000)
     judge_chunk_files: int = setting(50_000, "files", "files written in one transaction", 1, 1_000_000)
@@ -84,7 +85,7 @@ class Settings:
         False, "", "count what producers registered for `ok` before dlm has read it; never a witness for a deletion"
     )
 
-    conveyor_interval_s: float = setting(5.0, "s", "longest sleep between two looks for work", 0.01, 3600)
+    conveyor_interval_s: float = setting(10.0, "s", "longest sleep between two looks for work", 0.01, 3600)
     conveyor_batch: int = setting(500, "requests", "requests taken in one pass", 1, 100_000)
     conveyor_lease_s: float = setting(300.0, "s", "time within which a taken request must end", 1, DAY)
     conveyor_max_active_per_storage: int = setting(1000, "requests", "requests active at one destination", 1, 1_000_000)
@@ -94,7 +95,7 @@ class Settings:
     conveyor_parked_retry_s: float = setting(21600.0, "s", "a parked request is tried again after", 1, 30 * DAY)
     conveyor_threads: int = setting(4, "threads", "transfers at the same time in one process", 1, 256)
 
-    reaper_interval_s: float = setting(5.0, "s", "longest sleep between two looks for work", 0.01, 3600)
+    reaper_interval_s: float = setting(10.0, "s", "longest sleep between two looks for work", 0.01, 3600)
     reaper_batch: int = setting(5000, "replicas", "replicas taken in one pass", 1, 100_000)
     reaper_lease_s: float = setting(120.0, "s", "time within which a taken deletion must end", 1, DAY)
     reaper_undo_window_s: float = setting(86400.0, "s", "an unlocked replica is kept this long", 0, 365 * DAY)
@@ -116,7 +117,8 @@ class Settings:
 
 
 DECLARED: dict[str, Field[Any]] = {item.name: item for item in fields(Settings)}
-SECRET_VARIABLES = {"DLM_TOKEN", *(PREFIX + name.upper() for name, item in DECLARED.items() if item.metadata["is_secret"])}
+_SECRET = (name for name, item in DECLARED.items() if item.metadata["is_secret"])
+SECRET_VARIABLES = {"DLM_TOKEN", *(PREFIX + name.upper() for name in _SECRET)}
 
 
 def load(

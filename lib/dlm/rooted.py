@@ -293,7 +293,7 @@ class Root:
         One that stays is no error: it is not empty, somebody is filling it, or cleaning is not allowed.
         """
         candidates = {parts[:end] for parts in directories for end in range(1, len(parts) + 1)}
-        for parts in sorted(candidates, key=len, reverse=True):
+        for parts in sorted(candidates, key=lambda parts: (-len(parts), parts)):  # each walked to once
             try:
                 os.rmdir(parts[-1], dir_fd=self.directory(parts[:-1]))
             except (OSError, StorageError):

@@ -62,7 +62,8 @@ def world(database: Database, clock: ManualClock, tmp_path: Path) -> World:
 def url(database: Database, world: World) -> Iterator[str]:
     """The address of the web service."""
     sockets: dict[int, Any] = {}
-    server = main.listen(create_app(database, world.settings), replace(world.settings, web_port=0), sockets)
+    settings = replace(world.settings, web_port=0)
+    server = main.listen(create_app(database, settings), settings, sockets, main.bind(settings))
     (listener,) = main.listeners(sockets)
     stop = threading.Event()
 

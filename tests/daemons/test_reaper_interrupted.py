@@ -10,6 +10,7 @@ import pytest
 from dlm.daemons.reaper import Reaper
 from dlm.db import breakers
 from dlm.db.engine import Database
+from dlm.errors import Transient
 from shelves import SETTINGS, Shelves
 
 At = Callable[[str, Callable[[], None]], None]
@@ -55,3 +56,22 @@ def test_deletions_that_a_person_stops_after_the_mark_do_not_happen(
     assert shelves.path(file, here).exists()
     assert shelves.replica(file, here)["state"] == "available"
     assert shelves.one("SELECT tombstone_at <= %(now)s FROM replica")
+
+
+@pytest.mark.parametrize(("moment", "counted"), [("before", "deleted"), ("after", "late")])
+def test_a_record_that_the_database_did_not_take_or_answer_is_tried_again(
+    shelves: Shelves, database: Database, at: At, moment: str, counted: str
+) -> None:
+    here = shelves.storage("here")
+    files = shelves.files(3)
+    shelves.put(files, here, due_s=0)
+    failures = [Transient("the database is busy")]
+
+    def fail() -> None:
+        if failures:
+            raise failures.pop()
+
+    at(f"reaper.record:{moment}-commit", fail)
+    assert Reaper(database, SETTINGS).run_once().counts == {"marked": 3, counted: 3}
+    assert shelves.one("SELECT count(*) FROM replica") == 0
+    assert shelves.one("SELECT used_files FROM storage_usage") == 0

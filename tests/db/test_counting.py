@@ -8,8 +8,10 @@ import pytest
 
 from dlm.clock import ManualClock
 from dlm.core import placing
-from dlm.db import counting, judging
+from dlm.core.placing import Limits
+from dlm.db import changes, counting, judging
 from dlm.db.engine import Database
+from dlm.types import ChangeKind
 from world import World
 
 
@@ -114,3 +116,36 @@ def test_the_resync_counts_every_file_and_makes_what_has_no_replica(
     with world.begin() as tx:
         assert tx.scalar("SELECT state FROM rule") == "ok"
     world.check()
+
+
+@pytest.fixture
+def four(world: World) -> World:
+    """Four more rules over more files than a chunk, which wait to be counted; their copies are there."""
+    for copies, on in ((1, "a"), (1, "b"), (1, "a|b"), (2, "a|b|c&a|b")):
+        world.declare("ds", copies, on)
+    world.settle()
+    with world.begin() as tx:
+        tx.run("UPDATE rule SET state = 'replicating', next_judge_at = %(now)s WHERE id > 1")
+    return world
+
+
+def test_large_rules_that_are_told_by_what_is_out_of_order_are_judged_together(four: World) -> None:
+    with four.begin() as tx:
+        judged = placing.judge_due(tx, Limits(chunk_files=30))
+    assert (judged.rules, judged.states, judged.is_full) == (4, {"ok": 4}, False)
+    four.check()
+
+
+def test_large_rules_whose_files_must_be_counted_are_judged_one_by_one(four: World) -> None:
+    with four.begin() as tx:
+        changes.add(tx, ChangeKind.HARMED, storage_id=2, file_ids=[1])
+    seen = []
+    for _ in range(3):
+        with four.begin() as tx:
+            judged = placing.judge_due(tx, Limits(chunk_files=30))
+        seen.append((judged.rules, judged.is_full))
+    assert seen == [(2, True), (1, True), (1, False)]  # the first one beside the rule at `a`, of which nothing is said
+    with four.begin() as tx:
+        assert tx.scalar("SELECT count(*) FROM rule WHERE state = 'ok'") == 5
+    four.settle()
+    four.check()

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from dlm import effects
-from dlm.clock import ManualClock
 from dlm.core import consequences
 from dlm.core.placing import Limits
 from dlm.daemons.loop import Pass
-from dlm.db.engine import Database
-from gates import racing_world
 from world import DAY, World
-
-
-@pytest.fixture
-def world(database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[World]:
-    yield racing_world(database, clock, tmp_path)
-    effects.install(None)
 
 
 def test_a_large_dataset_is_filled_and_let_go_in_chunks(world: World) -> None:

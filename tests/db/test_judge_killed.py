@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from dlm import effects
-from dlm.clock import ManualClock
-from dlm.daemons.judge import Judge
-from dlm.db.engine import Database
-from gates import emptied, racing_world
+from gates import emptied
 from world import World
-
-
-@pytest.fixture
-def world(database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[World]:
-    yield racing_world(database, clock, tmp_path)
-    effects.install(None)
-
-
-@pytest.fixture
-def other(world: World) -> Judge:
-    """A second judge."""
-    return Judge(world.database, world.settings)
-
 
 # --- killed ------------------------------------------------------------------------------------------------------
 

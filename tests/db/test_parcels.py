@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from catalogue import Beside
-from dlm import effects
-from dlm.clock import ManualClock
 from dlm.core import consequences, folding, rules
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
 from dlm.daemons.loop import Pass
-from dlm.db.engine import Database
-from gates import Gate, blocked, emptied, racing_world, settled
+from gates import Gate, blocked, emptied, settled
 from world import DAY, World
 
 FILLED = "judge.fill-parcels:before-commit"
-
-
-@pytest.fixture
-def world(database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[World]:
-    yield racing_world(database, clock, tmp_path)
-    effects.install(None)
-
-
-@pytest.fixture
-def other(world: World) -> Judge:
-    """A second judge."""
-    return Judge(world.database, world.settings)
 
 
 def place(world: World) -> None:

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from catalogue import Beside
-from dlm import effects
-from dlm.clock import ManualClock
 from dlm.core import amending, consequences, folding, rules
 from dlm.core.ledger import Ledger
 from dlm.core.placing import Limits
 from dlm.daemons.judge import Judge
-from dlm.db import changes, usage
+from dlm.db import changes, filling, replicas, usage
 from dlm.db import rules as db_rules
-from dlm.db.engine import Database
+from dlm.db.engine import Tx
+from dlm.errors import Conflict
 from dlm.types import ChangeKind
-from gates import PATIENCE_S, Gate, blocked, racing_world, settled, turn
-from world import DAY, World
-
-
-@pytest.fixture
-def world(database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[World]:
-    yield racing_world(database, clock, tmp_path)
-    effects.install(None)
-
-
-@pytest.fixture
-def other(world: World) -> Judge:
-    """A second judge."""
-    return Judge(world.database, world.settings)
-
+from gates import PATIENCE_S, Gate, blocked, emptied, settled, turn
+from world import DAY, SCOPE, World
 
 # --- two judges --------------------------------------------------------------------------------------------------
 
@@ -265,3 +250,69 @@ def test_a_fold_that_lets_go_and_fills_locks_replicas_in_the_order_of_their_keys
     assert folding_.finish() == []
     settled(world)
     assert world.state(rule) == "ok"
+
+
+def test_letting_go_of_what_stands_and_of_what_was_to_come_locks_replicas_in_one_order(world: World) -> None:
+    """1. Who looks at f0 and f1 holds the first; 2. we end the request of f1, and its replica with it; 3. we let go of f0,
+    and wait; 4. f1 is next there."""
+    world.many("origin", 1)
+    rule = world.declare("ds", 1, "a")
+    settled(world)
+    world.put("origin", {"f1": b"f 1 "}, "ds", verified=True)
+    world.run(world.judge)
+    assert world.where("f1")["a"] == "copying"
+    first, second = (world.did_id(name) for name in ("f0", "f1"))
+    world.cancel(rule)
+    with world.begin() as tx:
+        replicas.hold_files(tx, [first])
+        letting_go_ = blocked(world, lambda: world.run(world.judge))
+        replicas.hold_files(tx, [second])
+    assert letting_go_.finish() == []
+    emptied(world)
+    assert world.count("a") == 0
+
+
+def test_single_files_are_locked_before_the_replicas_of_others(world: World) -> None:
+    """1. Who lets go of f0 and f1 holds their locks, and waits at the replica of f0; 2. we fold f1 that joined again, and
+    hold its replica; 3. we lock f1, and wait; 4. its replica is next there."""
+    world.many("origin", 2)
+    world.many("origin", 1, dataset="else", prefix="x")
+    world.declare("ds", 1, "a", grouping="none")
+    settled(world)
+    f0, x0 = (world.did_id(name) for name in ("f0", "x0"))
+    a, b = (world.storage_id(name) for name in "ab")
+    world.detach("ds", "f0", "f1")
+    with world.begin() as tx:
+        folding.fold(tx, 100, 100)
+    world.attach("ds", "f1")
+    with world.begin() as tx:
+        changes.add(tx, ChangeKind.GONE, storage_id=b, file_ids=[x0])
+    with world.begin() as tx:
+        filling.hold_standing(tx, [(f0, a)], [])
+        going = blocked(world, lambda: _in_one(world, lambda tx: consequences.let_go_small(tx, Limits(), 100)))
+        folded = blocked(world, lambda: _in_one(world, lambda tx: folding.fold(tx, 100, 100)), 2)
+    assert [going.finish(), folded.finish()] == [[], []]
+    settled(world)
+
+
+def _in_one(world: World, act: Callable[[Tx], object]) -> None:
+    with world.begin() as tx:
+        act(tx)
+
+
+def test_two_who_declare_the_same_wishes_in_other_orders_do_not_both_wait(world: World) -> None:
+    """1. One has f1 and waits for f0, which a third declares; 2. the other has f2 and waits for f1; 3. f2 is next for the one."""
+    names = world.many("origin", 3)
+    world.declare("ds", 1, "a")  # the expression is known
+
+    def declare(*wanted: str) -> Callable[[], None]:
+        wishes = [rules.Declaration(f"{SCOPE}:{name}", 1, "a") for name in wanted]
+        return lambda: _in_one(world, lambda tx: rules.declare(tx, wishes))
+
+    with world.begin() as tx:
+        rules.declare(tx, [rules.Declaration(f"{SCOPE}:f0", 1, "a")])
+        one = blocked(world, declare("f1", "f0", "f2"))
+        assert Beside(declare("f2", "f1")).finish() == []
+    assert one.finish() == [Conflict]  # f0 is asked for already
+    with world.begin() as tx:
+        assert tx.scalar("SELECT count(*) FROM rule") == 1 + len(names)

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from catalogue import Beside
 from dlm import effects
-from dlm.clock import ManualClock
-from dlm.daemons.judge import Judge
-from dlm.db.engine import Database
-from gates import PATIENCE_S, Gate, doomed, emptied, racing_world, settled, turn
+from dlm.errors import Transient
+from gates import PATIENCE_S, Gate, doomed, emptied, settled, turn
 from world import World
-
-
-@pytest.fixture
-def world(database: Database, clock: ManualClock, tmp_path: Path) -> Iterator[World]:
-    yield racing_world(database, clock, tmp_path)
-    effects.install(None)
-
-
-@pytest.fixture
-def other(world: World) -> Judge:
-    """A second judge."""
-    return Judge(world.database, world.settings)
-
 
 # --- beside a reaper ---------------------------------------------------------------------------------------------
 
@@ -65,6 +48,34 @@ def test_a_rule_let_go_again_while_the_reaper_gives_its_replicas_back_leaves_not
     rechecked.open(reaping)
     emptied(world)
     assert world.count("a") == 0 and not world.path("a", "f0").exists()
+
+
+def test_a_second_look_after_a_lost_answer_deletes_nothing_that_the_first_gave_back(world: World) -> None:
+    """1. The look finds a lock and gives the replicas back; the answer to its commit is lost. 2. The rule is cancelled.
+    3. The look is tried again: nothing holds them, and they are not ours any more."""
+    doomed(world)
+    seen: list[str] = []
+
+    def at(moment: str) -> None:
+        if moment in seen or moment not in ("reaper.mark:after-commit", "reaper.recheck:after-commit"):
+            return
+        seen.append(moment)
+        if moment == "reaper.mark:after-commit":
+            rules.append(world.declare("ds", 1, "a", comment="again"))
+            world.judge.run_once()
+            return
+        world.cancel(rules[0])
+        world.judge.run_once()
+        raise Transient("the answer is lost")
+
+    rules: list[str] = []
+    effects.install(at)
+    world.reaper.run_once()
+    assert len(seen) == 2 and world.path("a", "f0").exists()
+    effects.install(None)
+    world.check()
+    emptied(world)
+    assert world.count("a") == 0
 
 
 # --- a new lock on a replica in each state -----------------------------------------------------------------------

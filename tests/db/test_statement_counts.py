@@ -260,6 +260,9 @@ CALLS: dict[str, Call] = {
     "judging.locks_on": lambda tx, r: judging.locks_on(tx, r.files),
     "judging.outlook": lambda tx, r: judging.outlook(tx, r.of_dataset),
     "filling.fill": lambda tx, r: filling.fill(tx, filling.LOCKS, delta(r), **r.lanes),
+    "filling.make": lambda tx, r: filling.make(tx, filling.LOCKS, delta(r), **r.lanes),
+    "filling.mend": lambda tx, r: filling.mend(tx, filling.LOCKS, delta(r), filling.Made({}, 1), **r.lanes),
+    "filling.hold_standing": lambda tx, r: filling.hold_standing(tx, r.pairs, r.files),
     "filling.count_lacking": lambda tx, r: filling.count_lacking(tx, r.dataset, 0, filling.LAST, [2, 3]),
     "filling.fill_alike": lambda tx, r: filling.fill_alike(
         tx, PAIRS, delta(r), priority=3, activity="default", **r.columns
@@ -421,7 +424,7 @@ def public(module: ModuleType) -> list[str]:
     return [f"{stem}.{f.__name__}" for f in takes]
 
 
-WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen")
 NUMBER = {word: number for number, word in enumerate(WORDS, 1)}
 SAID = re.compile(r"(at most )?\b(\w+)(?: (?:to|or) (\w+))? statements?\b")
 

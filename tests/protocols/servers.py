@@ -81,6 +81,38 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(f"the server did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
+def program(name: str, package: str) -> str:
+    """A program of the system; without it the test is skipped, and says what to install."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed: apt-get install {package}")
+    return found
+
+
+def host_key(base: Path, name: str = "host_key") -> Path:
+    """A new pair of SSH keys; the public one beside it, with the suffix .pub."""
+    maker = program("ssh-keygen", "openssh-client")
+    subprocess.run([maker, "-q", "-t", "ed25519", "-N", "", "-f", str(base / name)], check=True)
+    return base / name
+
+
+class Served(dict[str, Place]):
+    """Running servers by kind, each started when first asked for: what one of them lacks is not the others' matter."""
+
+    def __init__(self, base: Path, makers: Mapping[str, Callable[[Path], contextlib.AbstractContextManager[Place]]]):
+        super().__init__()
+        self._base, self._makers = base, makers
+        self._stack = contextlib.ExitStack()
+
+    def __missing__(self, kind: str) -> Place:
+        self._base.joinpath(kind).mkdir(exist_ok=True)
+        self[kind] = self._stack.enter_context(self._makers[kind](self._base / kind))
+        return self[kind]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
 def rclone() -> str:
     """The rclone binary that comes with the dev extra."""
     beside = Path(sys.executable).with_name("rclone")
@@ -119,8 +151,7 @@ def _rclone_details(
         return keys, f"{web}://127.0.0.1:{port}/bucket", {}
     login = {"RCLONE_USER": secret.get("username", ""), "RCLONE_PASS": secret.get("password", "")}
     if what == "sftp":
-        key = base / "host_key"
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        key = host_key(base)
         told = {"host_key": key.with_suffix(".pub").read_text().strip()}
         return login | {"RCLONE_KEY": str(key)}, f"sftp://127.0.0.1:{port}", told
     scheme = "davs" if "--cert" in options else "dav"
@@ -147,7 +178,8 @@ def certificate(base: Path) -> Iterator[tuple[Path, Path, str]]:
     base.mkdir(parents=True, exist_ok=True)
     crt, key = base / "host.crt", base / "host.key"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+        [program("openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2",
          "-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
          "-keyout", str(key), "-out", str(crt)],
         check=True, capture_output=True,
@@ -264,15 +296,14 @@ def wsgidav(base: Path) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def sshd(base: Path) -> Iterator[Place]:
-    """OpenSSH's server, as this user, with a key."""
-    program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
-    if program is None:
-        pytest.skip("OpenSSH's server is not installed: apt-get install openssh-server")
-    directory, port = base / "data", free_port()
-    fill(directory / PREFILLED / "many")
+def sshd(base: Path, serving: Path | None = None) -> Iterator[Place]:
+    """OpenSSH's server, as this user, with a key; `serving` a directory as it is, else a new one."""
+    server = program("sshd", "openssh-server")
+    directory, port = serving or base / "data", free_port()
+    if serving is None:
+        fill(directory / PREFILLED / "many")
     for name in ("host_key", "user_key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(base / name)], check=True)
+        host_key(base, name)
     (base / "authorized_keys").write_text((base / "user_key.pub").read_text())
     config = base / "sshd_config"
     config.write_text(
@@ -280,11 +311,12 @@ def sshd(base: Path) -> Iterator[Place]:
         f"AuthorizedKeysFile {base}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
         "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\nMaxStartups 100\n"
     )
-    Path("/run/sshd").mkdir(exist_ok=True)  # it wants that when started as root
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # it wants that when started as root
     user = pwd.getpwuid(os.getuid()).pw_name
     secret = {"username": user, "private_key": (base / "user_key").read_text()}
     told = {"host_key": (base / "host_key.pub").read_text().strip()}
-    with running([program, "-D", "-e", "-f", str(config)], port, base / "server.log"):
+    with running([server, "-D", "-e", "-f", str(config)], port, base / "server.log"):
         yield Place("sftp", f"sftp://127.0.0.1:{port}{directory}", secret, directory, told)
 
 

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols import StorageProtocol, open_protocol
+from dlm.protocols.posix import LEAST_SHARED
 from dlm.types import ErrorClass, ProtocolRef
 from protocols.conformance import OTHER_ID, STORAGE_ID, ProtocolConformance, get, put, refusal
 from protocols.filesystems import as_nobody, in_child, killed_at, mounted, needs_root, open_to_nobody
@@ -348,3 +350,54 @@ def test_an_unknown_scheme_is_unsupported_and_file_means_posix(root: Path) -> No
         open_protocol(ProtocolRef(1, "disk", STORAGE_ID, "gopher", "/x"))
     assert "posix" in str(caught.value.hint)
     assert type(open_protocol(ProtocolRef(1, "disk", STORAGE_ID, "file", str(root)))) is type(posix(root))
+
+
+class TestManyDeletions:
+    """From LEAST_SHARED files on, two threads delete."""
+
+    @pytest.fixture
+    def paths(self, storage: StorageProtocol, root: Path) -> list[str]:
+        """More files than one thread deletes, half of them alone in their directories."""
+        paths = [f"d{number if number % 2 else 0}/f{number}" for number in range(LEAST_SHARED + 50)]
+        for path in paths:
+            (root / path).parent.mkdir(exist_ok=True)
+            (root / path).write_bytes(b"x")
+        return paths
+
+    def test_each_path_has_its_answer_and_no_empty_directory_stays(
+        self, storage: StorageProtocol, root: Path, paths: list[str]
+    ) -> None:
+        put(storage, "d0/stays", b"x")
+        outcomes = storage.delete_many([*paths, "d0/never-was", "../outside"])
+        assert isinstance(outcomes.pop("../outside"), StorageError)
+        assert outcomes == dict.fromkeys(paths, True) | {"d0/never-was": False}
+        assert {entry.name for entry in root.glob("d*")} == {"d0"}
+        assert [entry.path for entry in storage.list()] == ["d0/stays"]
+
+    def test_it_is_durable_with_one_flush_after_all_of_them(
+        self, storage: StorageProtocol, root: Path, paths: list[str]
+    ) -> None:
+        left: list[int] = []
+        effects.install(lambda point: left.append(len(list(storage.list()))) if point == "posix.flush:before" else None)
+        try:
+            storage.delete_many(paths)
+        finally:
+            effects.install(None)
+        assert left == [0]
+
+    @pytest.mark.parametrize("is_caller", [True, False])
+    def test_when_one_thread_fails_the_other_has_ended_too(
+        self, storage: StorageProtocol, paths: list[str], is_caller: bool
+    ) -> None:
+        """Nothing is deleted any more while the caller writes down what became of the files."""
+
+        def is_over() -> bool:
+            if (threading.current_thread() is threading.main_thread()) is is_caller:
+                raise InterruptedError
+            return False
+
+        with pytest.raises(InterruptedError):
+            storage.delete_many(paths, is_over)
+        middle = len(paths) // 2
+        failed = sorted(paths)[middle:] if is_caller else sorted(paths)[:middle]
+        assert {entry.path for entry in storage.list()} == set(failed)

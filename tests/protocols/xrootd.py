@@ -28,10 +28,10 @@ from joserfc.jwk import ECKey
 
 from dlm.gfal import extension
 from protocols.filesystems import is_root
-from protocols.servers import PREFILLED, READY_S, Place, certificate, fill, free_port, running
+from protocols.servers import PREFILLED, READY_S, Place, certificate, fill, free_port, program, running
 
 USER = "nobody"  # XRootD refuses to be root
-INSTALL = "apt-get install xrootd-server xrootd-client xrootd-plugins xrootd-scitokens-plugins"
+INSTALL = "xrootd-server xrootd-client xrootd-plugins xrootd-scitokens-plugins"
 ISSUER = "https://issuer.invalid"
 needs_gfal = pytest.mark.skipif(not extension.is_there(), reason=f"gfal2 is not installed: {extension.HINT}")
 
@@ -49,9 +49,7 @@ def xrootd(
     base: Path, *more: str, prefilled: bool = False, environment: Mapping[str, str] | None = None
 ) -> Iterator[Place]:
     """An XRootD server of a new directory, for everybody; `more` are lines for its configuration."""
-    program = shutil.which("xrootd")
-    if program is None:
-        pytest.skip(f"XRootD's server is not installed: {INSTALL}")
+    server = program("xrootd", INSTALL)
     directory, port = base / "data", free_port()
     (base / "admin").mkdir(parents=True)
     directory.mkdir()
@@ -65,7 +63,7 @@ def xrootd(
         *more,
     )  # fmt: skip
     config.write_text("\n".join(lines) + "\n")
-    command = [program, "-c", str(config), "-n", "test"]
+    command = [server, "-c", str(config), "-n", "test"]
     if is_root:
         given_to_user(base)
         command += ["-R", USER]
@@ -74,10 +72,19 @@ def xrootd(
 
 
 @contextlib.contextmanager
+def xrootd_reachable(_: Path) -> Iterator[Place]:
+    """An XRootD server in a directory that it can reach, whatever directory is offered."""
+    if not extension.is_there():
+        pytest.skip(f"gfal2 is not installed: {extension.HINT}")
+    with open_directory() as base, xrootd(base / "server") as place:
+        yield place
+
+
+@contextlib.contextmanager
 def xrootd_token(base: Path) -> Iterator[Place]:
     """An XRootD server over TLS that lets in who has a token of its issuer (ztn, SciTokens)."""
     if not any(glob.glob(f"/usr/{place}/libXrdAccSciTokens*.so") for place in ("lib/*", "lib64")):
-        pytest.skip(f"XRootD's SciTokens are not installed: {INSTALL}")
+        pytest.skip(f"XRootD's SciTokens are not installed: apt-get install {INSTALL}")
     with certificate(base / "tls") as (crt, key, ca):
         token = _issued(base / "cache" / "scitokens")
         (base / "issuers").write_text(f"[Global]\naudience = dlm\n[Issuer test]\nissuer = {ISSUER}\nbase_path = /\n")

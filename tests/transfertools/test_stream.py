@@ -5,31 +5,28 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
-from dlm.gfal import extension
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.transfertools import Copy, Outcome, select
 from dlm.transfertools.stream import StreamTool
 from dlm.types import Checksums, ErrorClass, ProtocolRef
 from protocols.conformance import get
-from protocols.servers import Place, rclone_serves, resident_bytes, silent, sshd, through, wsgidav
-from protocols.xrootd import open_directory, xrootd
+from protocols.servers import Place, Served, rclone_serves, resident_bytes, silent, sshd, through, wsgidav
+from protocols.xrootd import xrootd_reachable
 
 pytestmark = pytest.mark.protocols
 COUNT = itertools.count(1)
-KINDS = ["posix", "s3", "webdav", "sftp"]
-if extension.is_there() and shutil.which("xrootd"):  # else test_root.py says what to install
-    KINDS.append("xrootd")
+KINDS = ["posix", "s3", "webdav", "sftp", "xrootd"]
 SOURCE_ID, DESTINATION_ID = "source-id", "destination-id"
 
 
@@ -39,19 +36,20 @@ def adler32(content: bytes) -> Checksums:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Place]]:
-    """A running server of each kind."""
-    with contextlib.ExitStack() as stack:
-        base, reachable = tmp_path_factory.mktemp("servers"), stack.enter_context(open_directory())
-        for kind in ("s3", "webdav"):
-            (base / kind).mkdir()
-        yield {
-            "posix": Place("posix", str(base), {}, base, {}),
-            "s3": stack.enter_context(rclone_serves("s3", base / "s3")),
-            "webdav": stack.enter_context(rclone_serves("webdav", base / "webdav")),
-            "wsgidav": stack.enter_context(wsgidav(base / "wsgidav")),
-            "sftp": stack.enter_context(sshd(base / "sftp")),
-            **({"xrootd": stack.enter_context(xrootd(reachable / "xrootd"))} if "xrootd" in KINDS else {}),
-        }
+    """A server of each kind, running once it is asked for."""
+    served = Served(
+        tmp_path_factory.mktemp("servers"),
+        {
+            "posix": lambda base: contextlib.nullcontext(Place("posix", str(base), {}, base, {})),
+            "s3": partial(rclone_serves, "s3"),
+            "webdav": partial(rclone_serves, "webdav"),
+            "wsgidav": wsgidav,
+            "sftp": sshd,
+            "xrootd": xrootd_reachable,
+        },
+    )
+    with contextlib.closing(served):
+        yield served
 
 
 class Way:

@@ -30,7 +30,7 @@ def answers(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iter
 def sockets() -> Iterator[dict[int, Any]]:
     made: dict[int, Any] = {}
     settings = Settings(web_port=0, web_threads=2)
-    server = main.listen(answers, settings, made)  # type: ignore[arg-type]
+    server = main.listen(answers, settings, made, main.bind(settings))  # type: ignore[arg-type]
     yield made
     close_all(made)
     server.task_dispatcher.shutdown()

@@ -81,11 +81,11 @@ class Caller:
 class Web(Program, Caller):
     """`dlm-web` on a free port, answering; with a token of the bench's account."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, **settings: object) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        super().__init__(place, "dlm.web.main", web_port=self.port, run_dir=place.directory)
+        super().__init__(place, "dlm.web.main", web_port=self.port, run_dir=place.directory, **settings)
         with place.database.begin("bench.token", worlds.ACTOR) as tx:
             self.token, _ = accounts.make_token(tx, "bench")
 

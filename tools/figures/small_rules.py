@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from figures.measuring import Bench, Figure, Place, Race, World
 from figures.services import Caller, Web
 
 CLIENTS, PROCESSES = 8, 2
+SERVERS = min(2, os.cpu_count() or 1)  # processes of the service: a site sets them by its cores
 
 
 def measure(bench: Bench, files: int) -> Iterator[Figure]:
@@ -48,7 +50,7 @@ def body(number: int) -> str:
 
 
 def post(place: Place) -> dict[str, float]:
-    with Web(place) as web:
+    with Web(place, web_processes=SERVERS) as web:
         seconds, waits = _post_all(web, place.size)
     return {"": seconds, **worlds.percentiles(waits)}
 

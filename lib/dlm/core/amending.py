@@ -93,7 +93,7 @@ def _new_times(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, An
 
 
 def _new_copies(tx: Tx, row: Row[Any], copies: int | None) -> dict[str, Any]:
-    """The columns that another number of copies sets. An `ok` rule is declared again: it was ok for fewer."""
+    """The columns that another number of copies sets. More have to be placed, so the rule is declared again."""
     standing = rows.find_standing(tx, row.did_id, row.account_id, row.expression_id, copies or 0)
     if standing is not None:
         way = f"look at it: dlm-admin rule show {standing.uuid}"
@@ -106,8 +106,10 @@ def _new_copies(tx: Tx, row: Row[Any], copies: int | None) -> dict[str, Any]:
         values["surplus_after"] = None if copies is None else 0
     if row.grouping == Grouping.NONE:
         values["place_after"] = 0
-    if row.state == RuleState.OK:
+    if row.state in (RuleState.OK, RuleState.REPLICATING, RuleState.STUCK):
         values["state"] = RuleState.DECLARED.value
+        if row.reason:
+            values["reason"] = None
     return values
 
 

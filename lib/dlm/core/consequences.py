@@ -173,7 +173,7 @@ def _keep_promises(
 
 
 def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:
-    """Let go what small released locks held; (replicas let go, whether more wait); at most ten statements."""
+    """Let go what small released locks held; (replicas let go, whether more wait); at most eleven statements."""
     at_most = min(SMALL_LOCKS, limits.chunk_files)
     claimed = letting_go.claim_small(tx, SMALL_FILES, at_most)
     locks = _within(claimed, limits.chunk_files)
@@ -194,7 +194,7 @@ def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, boo
 
 
 def let_go_large(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, bool]:
-    """Let go the next chunk of a large dataset's released locks; (replicas let go, whether more wait); at most twelve statements."""
+    """Let go the next chunk of a large dataset's released locks; (replicas let go, whether more wait); at most thirteen statements."""
     locks = filling.claim_large(tx, SMALL_FILES, released=True)
     if not locks:
         return 0, False

@@ -1,7 +1,7 @@
 """Folding the change queue: each fact touches rows in proportion to itself, never to the dataset it happened in.
 
-One judge folds at a time. Rows are locked in the order of all of the judge's transactions, so that none of them waits
-for another that waits for it: locks, rules, replicas, requests, usage.
+One judge folds at a time. Rows are locked in one order, so that nobody waits for another that waits for him: locks and
+rules; requests that end; replicas that are made; replicas that stand; usage. Each kind in the order of its keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Row
 from dlm.core import expression, judge, placing
 from dlm.core.ledger import Ledger, Replan
 from dlm.core.view import World
-from dlm.db import changes, dids, events, filling, judging, letting_go, replicas, requests, rules, storages
+from dlm.db import changes, dids, events, filling, judging, letting_go, requests, rules, storages
 from dlm.db.engine import Tx
 from dlm.types import ChangeKind, DidKind
 
@@ -66,15 +66,38 @@ def fold(tx: Tx, limit: int, undo_window_s: float) -> tuple[int, bool]:
     others = _other_rules(tx, facts)
     rules.hold(tx, {*resized, *complete, *troubled, *others.above, *others.ended, *others.matching, *others.none})
     _wake(tx, facts, others, complete, troubled, ledger)
-    is_coming = _let_go_and_fill(tx, facts, ledger, undo_window_s)
-    if is_coming:
-        _set_replicating(tx, resized)
-    elif resized:
-        rules.wake(tx, sorted(resized))
+    _carry_out(tx, facts, resized, others.none, ledger, undo_window_s)
     if facts.has_storages and requests.wake_waiting(tx):
         changes.wake(tx, "conveyor")
-    _place_single_files(tx, others.none, facts.came, ledger)
     return len(claimed), len(claimed) == limit or sum(len(row.file_ids or ()) for row in claimed) >= MOST_FILES
+
+
+def _carry_out(
+    tx: Tx, facts: Facts, resized: set[int], single: Sequence[int], ledger: Ledger, undo_window_s: float
+) -> None:
+    """Place single files, let go, fill, and close the ledger.
+
+    All of it in a savepoint: a rule that finds no room for its files is to be placed again, with patience; here it would
+    keep every change behind it in the queue.
+    """
+    found = judging.rules_to_judge(tx, single) if single else []
+    savepoint = tx.connection.begin_nested()
+    trial = deepcopy(ledger)
+    try:
+        short = _place_single_files(tx, found, facts.came, trial)
+        _let_go_and_fill(tx, facts, resized, trial, undo_window_s)
+        trial.close(tx)
+    except Replan:
+        savepoint.rollback()
+        short = [row.id for row in found]
+        _let_go_and_fill(tx, facts, resized, ledger, undo_window_s)
+        ledger.close(tx)
+    else:
+        savepoint.commit()
+    if short:
+        rules.place_again(tx, short)
+    if done := sorted({row.id for row in found} - set(short)):
+        rules.wake(tx, done)
 
 
 # --- locks -----------------------------------------------------------------------------------------------------
@@ -178,25 +201,30 @@ def _set_replicating(tx: Tx, rule_ids: set[int]) -> None:
 # --- replicas --------------------------------------------------------------------------------------------------
 
 
-def _let_go_and_fill(tx: Tx, facts: Facts, ledger: Ledger, undo_window_s: float) -> bool:
+def _let_go_and_fill(tx: Tx, facts: Facts, resized: set[int], ledger: Ledger, undo_window_s: float) -> None:
     """Let go of what left datasets, and of what came back from deletion to nobody; make the replicas that locks want of
-    the files concerned. True when any have to come.
+    the files concerned.
 
-    What is written last is locked first, each kind in the order of its keys: requests, then replicas. Otherwise: 1. a
-    reaper has deleted (file 1, storage 1) and (file 2, storage 1), and locks the first to write that down; 2. we let go of
-    the second; 3. we make the first anew, and wait for the reaper; 4. it waits for the second.
+    What stands and is written by any of the steps is locked by one statement before. Otherwise: 1. a reaper has deleted
+    (file 1, storage 1) and (file 2, storage 1), and locks the first to write that down; 2. we let go of the second; 3. we
+    make the first anew, and wait for the reaper; 4. it waits for the second.
     """
-    pairs, files = _left(tx, facts, ledger), _to_fill(tx, facts)
+    pairs, files = _left(tx, facts, ledger), sorted(_to_fill(tx, facts))
     columns = {"dids": [pair[0] for pair in pairs], "storages": [pair[1] for pair in pairs]}
     request_ids = letting_go.hold_requests(tx, letting_go.PAIRS, **columns) if pairs else []
+    made = filling.make(tx, filling.FILES, ledger.storages, files=files) if files else filling.Made({}, 0)
     if pairs or facts.gone:
-        replicas.hold_files(tx, {*files, *columns["dids"], *_files(facts.gone)})
-    is_coming = _fill(tx, files, ledger)
+        filling.hold_standing(tx, [*pairs, *facts.gone], files)
+    filled = filling.mend(tx, filling.FILES, ledger.storages, made, files=files)
     if pairs:
         letting_go.let_go_held(tx, letting_go.PAIRS, request_ids, ledger.storages, undo_window_s=undo_window_s, **columns)
     if facts.gone:
         letting_go.bury(tx, facts.gone, undo_window_s=undo_window_s)
-    return is_coming
+    if filled.files:
+        changes.wake(tx, "conveyor")
+        _set_replicating(tx, resized)
+    elif resized:
+        rules.wake(tx, sorted(resized))
 
 
 def _left(tx: Tx, facts: Facts, ledger: Ledger) -> Pairs:
@@ -222,44 +250,12 @@ def _to_fill(tx: Tx, facts: Facts) -> set[int]:
     return files
 
 
-def _fill(tx: Tx, files: set[int], ledger: Ledger) -> bool:
-    if not files:
-        return False
-    filled = filling.fill(tx, filling.FILES, ledger.storages, files=sorted(files))
-    if filled.files:
-        changes.wake(tx, "conveyor")
-    return filled.files > 0
+# --- grouping none ---------------------------------------------------------------------------------------------
 
 
-# --- grouping none, and the end --------------------------------------------------------------------------------
-
-
-def _place_single_files(tx: Tx, rule_ids: Sequence[int], file_ids: Sequence[int], ledger: Ledger) -> None:
-    """Lock files that joined something under rules of grouping none, and close the ledger.
-
-    All of it in a savepoint: a rule that finds no room is to be placed again, with patience; here it would keep every
-    change behind it in the queue. Their locks are filled by the judge's next step.
-    """
-    found = judging.rules_to_judge(tx, rule_ids) if rule_ids else []
-    savepoint = tx.connection.begin_nested()
-    trial = deepcopy(ledger)
-    try:
-        short = _try_single_files(tx, found, file_ids, trial)
-        trial.close(tx)
-    except Replan:
-        savepoint.rollback()
-        short = [row.id for row in found]
-        ledger.close(tx)
-    else:
-        savepoint.commit()
-    if short:
-        rules.place_again(tx, short)
-    if done := sorted({row.id for row in found} - set(short)):
-        rules.wake(tx, done)
-
-
-def _try_single_files(tx: Tx, found: Sequence[Row[Any]], file_ids: Sequence[int], ledger: Ledger) -> list[int]:
-    """Lock the files under each rule; the rules that miss a copy of some; statements per rule."""
+def _place_single_files(tx: Tx, found: Sequence[Row[Any]], file_ids: Sequence[int], ledger: Ledger) -> list[int]:
+    """Lock files that joined something under these rules of grouping none; the rules that miss a copy of some; statements
+    per rule. The locks are filled by the judge's next step."""
     if not found:
         return []
     world = World.load(tx, sorted({row.account_id for row in found}))

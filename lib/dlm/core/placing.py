@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -55,12 +55,13 @@ class Judged:
 def judge_due(tx: Tx, limits: Limits) -> Judged:
     """Place and grade the rules that are due; a fixed number of statements for any number of small rules.
 
-    A rule over more than a chunk of files is judged alone, and so is each rule of grouping NONE that has files to place.
+    A rule whose files must all be looked at, and are more than a chunk, is judged alone, and so is each rule of grouping
+    NONE that has files to place.
     """
     claimed = judging.claim_rules(tx, limits.batch_rules)
     if not claimed:
         return Judged()
-    batch = _affordable(claimed, limits.chunk_files)
+    batch = _affordable(claimed, limits.chunk_files, _files_to_look_at())
     result = Judged(rules=len(batch), is_full=len(batch) < len(claimed) or len(claimed) == limits.batch_rules)
     ledger = Ledger()
     end(tx, [row for row in batch if row.state == RuleState.LETTING_GO], ledger)
@@ -75,8 +76,12 @@ def judge_due(tx: Tx, limits: Limits) -> Judged:
         world = World.load(tx, sorted({row.account_id for row in rest}))
         placed = _place(tx, rest, world, limits, ledger)
         again = trimming.trim(tx, [row for row in rest if row.surplus_after is not None], world, ledger, limits.chunk_files)
-        written = [*written, *_grade(tx, rest, placed, again, limits)]
+        counts = _count(tx, [row for row in rest if not placed.is_at_work(row.id)], limits)
+        graded = [row for row in rest if row.id not in counts.later]
+        written = [*written, *_grade(tx, graded, counts.copies, placed, again, limits)]
         result.locks = sum(placed.locks.values())
+        result.rules -= len(counts.later)
+        result.is_full = result.is_full or bool(counts.later)
     for row in written:
         result.states[row.state] = result.states.get(row.state, 0) + 1
     _record_states(tx, written)
@@ -112,14 +117,33 @@ def judge_next(tx: Tx, limits: Limits) -> Judged:
     return Judged(rules=1, is_full=True, states={row.state: 1 for row in written})
 
 
-def _affordable(claimed: Sequence[Row[Any]], chunk_files: int) -> Sequence[Row[Any]]:
+def _affordable(due: Sequence[Row[Any]], chunk_files: int, files_of: Callable[[Row[Any]], int]) -> Sequence[Row[Any]]:
     """The first rules whose files together are about a chunk; at least one."""
     total = 0
-    for index, row in enumerate(claimed):
-        total += row.files
-        if total > chunk_files and index:
-            return claimed[:index]
-    return claimed
+    for index, row in enumerate(due):
+        files = files_of(row)
+        total += files
+        if files and total > chunk_files and index:
+            return due[:index]
+    return due
+
+
+def _files_to_look_at() -> Callable[[Row[Any]], int]:
+    """How many files judging a rule reads, for one rule after the other.
+
+    Of rules that have their locks and are told by what is out of order, those on one dataset are told together.
+    """
+    told: set[int] = set()
+
+    def files_of(row: Row[Any]) -> int:
+        is_placed = row.state in (RuleState.REPLICATING, RuleState.STUCK) and row.copies is not None and row.surplus_after is None
+        if not (is_placed and row.kind == DidKind.DATASET and _is_told_by_exceptions(row)):
+            return int(row.files)
+        files = 0 if row.did_id in told else int(row.files)
+        told.add(row.did_id)
+        return files
+
+    return files_of
 
 
 @dataclass(slots=True)
@@ -129,6 +153,10 @@ class Placed:
     locks: dict[int, int]  # new ones
     messages: dict[int, str] = field(default_factory=dict)  # why a copy is impossible
     unfinished: set[int] = field(default_factory=set)  # more of their files wait for their placement
+
+    def is_at_work(self, rule_id: int) -> bool:
+        """True when copies of the rule have just been placed, or are yet to be: there is nothing to count."""
+        return bool(self.locks.get(rule_id)) or rule_id in self.unfinished
 
 
 def _place(tx: Tx, due: Sequence[Row[Any]], world: World, limits: Limits, ledger: Ledger) -> Placed:
@@ -340,18 +368,28 @@ def _apply_portions(tx: Tx, row: Row[Any], portions: Portions, ledger: Ledger, a
 # --- grading ---------------------------------------------------------------------------------------------------
 
 
+_COMING = Copies(files=1, is_filled=False)
+LARGE_FILES = 1000  # up to here counting every file costs less than to think
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What stands under rules, by rule."""
+
+    copies: dict[int, Copies]
+    later: set[int]  # rules whose files are to be counted one by one, and are too many for this pass
+
+
 def _grade(
-    tx: Tx, due: Sequence[Row[Any]], placed: Placed, again: Mapping[int, float], limits: Limits
+    tx: Tx, due: Sequence[Row[Any]], counted: Mapping[int, Copies], placed: Placed, again: Mapping[int, float], limits: Limits
 ) -> Sequence[Row[Any]]:
-    """Count what needs counting and write every rule's state; the rows whose state changed; at most three statements.
+    """Write every rule's state; the rows whose state changed; one statement. `counted`: those that placed nothing now.
 
     `again`: in how many seconds to look at the latest.
     """
-    to_count = {row.id for row in due if not placed.locks.get(row.id)} - placed.unfinished
-    counted = _count(tx, [row for row in due if row.id in to_count], limits.good_states)
     states = []
     for row in due:
-        grade = judge.grade(counted.get(row.id, Copies()) if row.id in to_count else _COMING, placed.messages.get(row.id))
+        grade = judge.grade(counted.get(row.id, _COMING), placed.messages.get(row.id))
         if row.id in placed.unfinished:
             delay = timedelta(0)
         elif grade.state is RuleState.OK:
@@ -364,24 +402,27 @@ def _grade(
     return rules.set_states(tx, states)
 
 
-_COMING = Copies(files=1, is_filled=False)
-LARGE_FILES = 1000  # up to here counting every file costs less than to think
+def _is_told_by_exceptions(row: Row[Any]) -> bool:
+    """A large rule that is not ok yet is told by what is out of order, if that is sure; one that is ok is counted file by
+    file: that is the resync, which finds what all else missed."""
+    return row.files > LARGE_FILES and row.state != RuleState.OK and row.grouping != Grouping.NONE
 
 
-def _count(tx: Tx, due: Sequence[Row[Any]], good_states: Sequence[str]) -> dict[int, Copies]:
-    """What stands under the rules. A large one that is not ok yet is told by what is out of order, if that is sure; one
-    that is ok is counted file by file: that is the resync, which finds what all else missed."""
+def _count(tx: Tx, due: Sequence[Row[Any]], limits: Limits) -> Counts:
+    """What stands under the rules; at most four statements."""
     by_rule: dict[int, list[Row[Any]]] = defaultdict(list)
-    large = [row.id for row in due if row.files > LARGE_FILES and row.state != RuleState.OK and row.grouping != Grouping.NONE]
+    large = [row.id for row in due if _is_told_by_exceptions(row)]
     unsure = {row.id for row in due} - set(large)
-    for row in counting.count_by_exceptions(tx, large, good_states) if large else ():
+    for row in counting.count_by_exceptions(tx, large, limits.good_states) if large else ():
         by_rule[row.rule_id].append(row)
         if not row.is_sure:
             unsure.add(row.rule_id)
     for rule_id in unsure:
         by_rule.pop(rule_id, None)
+    one_by_one = [row for row in due if row.id in unsure]
+    now = {row.id for row in _affordable(one_by_one, limits.chunk_files, lambda row: int(row.files))}
     gaps = set()
-    for row in judging.count_copies(tx, sorted(unsure), good_states) if unsure else ():
+    for row in judging.count_copies(tx, sorted(now), limits.good_states) if now else ():
         by_rule[row.rule_id].append(row)
         if row.is_filled and row.absent:
             gaps.add(row.rule_id)
@@ -389,18 +430,23 @@ def _count(tx: Tx, due: Sequence[Row[Any]], good_states: Sequence[str]) -> dict[
         filling.fill_again(tx, sorted(gaps))
     parked = [rule_id for rule_id, found in by_rule.items() if any(row.parked for row in found)]
     reasons = judging.parked_reasons(tx, parked) if parked else {}
-    return {
-        rule_id: Copies(
-            files=sum(row.files for row in found),
-            ok=sum(row.ok for row in found),
-            harmed=sum(row.harmed for row in found),
-            parked=sum(row.parked for row in found),
-            unverified=sum(row.unverified for row in found),
-            is_filled=all(row.is_filled for row in found),
-            parked_reason=reasons.get(rule_id),
-        )
-        for rule_id, found in by_rule.items()
-    }
+    found = {row.id: _summed(by_rule[row.id], reasons.get(row.id)) for row in due if row.id not in unsure - now}
+    return Counts(found, unsure - now)
+
+
+def _summed(rows: Sequence[Row[Any]], parked_reason: str | None) -> Copies:
+    """One rule's copies over its storages; nothing is held where there are no rows."""
+    if not rows:
+        return Copies()
+    return Copies(
+        files=sum(row.files for row in rows),
+        ok=sum(row.ok for row in rows),
+        harmed=sum(row.harmed for row in rows),
+        parked=sum(row.parked for row in rows),
+        unverified=sum(row.unverified for row in rows),
+        is_filled=all(row.is_filled for row in rows),
+        parked_reason=parked_reason,
+    )
 
 
 def _record_states(tx: Tx, changed: Sequence[Row[Any]]) -> None:

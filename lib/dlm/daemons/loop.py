@@ -24,6 +24,7 @@ from dlm.errors import DlmError, Transient
 log = logging.getLogger("dlm.daemon")
 
 DATABASE_PAUSE_S = 2.0
+LISTEN_S = 5.0  # a listener notices within this that it is to end; nobody waits for it
 RECORD_PAUSES_S = (0.2, 1.0, 3.0)
 
 Recorded = TypeVar("Recorded")
@@ -87,7 +88,9 @@ class Loop(threading.Thread):
         try:
             while not self.stop.is_set():
                 self._wake.clear()
-                self._sleep(self._one_pass())
+                rest_s = self._one_pass()
+                if not self.stop.is_set():
+                    self._wake.wait(rest_s)
         except BaseException as failure:  # a thread's boundary: the process must learn of it and end
             self.failure = failure
             self.stop.set()
@@ -113,13 +116,9 @@ class Loop(threading.Thread):
         with self.database.begin("daemon.seen") as tx:
             daemon_rows.seen(tx, self.work.name, socket.gethostname(), os.getpid(), counts)
 
-    def _sleep(self, seconds: float) -> None:
-        limit = time.monotonic() + seconds
-        while not self.stop.is_set() and not self._wake.is_set():
-            left = limit - time.monotonic()
-            if left <= 0:
-                return
-            self._wake.wait(min(left, 0.5))
+    def wake(self) -> None:
+        """End the sleep, for work or for the end."""
+        self._wake.set()
 
     def _listen(self) -> None:
         """Wake the loop at each NOTIFY on the daemon's channel; connect again when the connection is lost."""
@@ -130,7 +129,7 @@ class Loop(threading.Thread):
                     connection.execute(f"LISTEN {changes.CHANNEL.format(daemon=self.work.name)}")
                     self._wake.set()  # something may have come while nobody listened
                     while not self.stop.is_set():
-                        for _ in connection.notifies(timeout=0.5, stop_after=1):
+                        for _ in connection.notifies(timeout=LISTEN_S, stop_after=1):
                             self._wake.set()
             except psycopg.Error:
                 self.stop.wait(DATABASE_PAUSE_S)
@@ -144,6 +143,9 @@ def run(daemons: list[Daemon], database: Database, stop: threading.Event) -> Non
     for loop in loops:
         while loop.is_alive():
             loop.join(0.5)
+            if stop.is_set():
+                for each in loops:
+                    each.wake()
     for loop in loops:
         if loop.failure is not None:
             raise DlmError(f"{loop.name} failed: {loop.failure}") from loop.failure

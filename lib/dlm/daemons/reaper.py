@@ -192,7 +192,9 @@ class Reaper:
             return going, credentials.refs(tx, {claim.storage_id for claim in going}), _revert(tx, reverts)
 
     def _look_again(self, tx: Tx, claims: Sequence[Claim]) -> tuple[list[Claim], list[Revert]]:
-        files, _ = load_files(tx, [(claim.did_id, claim.storage_id) for claim in claims], lock=False)
+        files, copies = load_files(tx, [(claim.did_id, claim.storage_id) for claim in claims], lock=False)
+        # Those that are marked still: of this very look the answer may have been lost, after it had given some back.
+        claims = [claim for claim in claims if _is_marked(copies.get((claim.did_id, claim.storage_id)), claim)]
         verdicts = planner.decide(files)
         kept = {(v.did_id, v.storage_id): v for v in verdicts if isinstance(v, planner.Keep)}
         later = tx.now + timedelta(seconds=LATER_S)
@@ -310,6 +312,10 @@ def _copy(row: Row[Any]) -> planner.Copy:
     )
 
 
+def _is_marked(row: Row[Any] | None, claim: Claim) -> bool:
+    return row is not None and row.state == ReplicaState.DELETING and row.fence == claim.fence
+
+
 def _keep(tx: Tx, kept: Sequence[planner.Keep], done: Pass) -> None:
     """Write what becomes of the tombstones of replicas that may not go."""
     later = tx.now + timedelta(seconds=LATER_S)
@@ -329,9 +335,10 @@ def _write(tx: Tx, storage_id: int, outcome: Outcome, done: Pass) -> None:
         rows.hold(tx, [*outcome.deleted, *outcome.untouched, *(claim for claim, _, _ in outcome.failed)])
     later = tx.now + timedelta(seconds=LATER_S)
     failed: list[Revert] = [(c, later, doubt) for c, _, doubt in outcome.failed]
-    done.count("failed", _revert(tx, failed))
+    was_back = _revert(tx, failed)
+    done.count("failed", was_back)
     done.count("postponed", _revert(tx, [(claim, claim.tombstone_at, False) for claim in outcome.untouched]))
-    if outcome.failed:
+    if was_back:
         events.record_many(tx, "storage", "delete_failed", [(storage_id, None, _failures(outcome))])
     if outcome.unavailable is not None:
         audit.note_availability(tx, storage_id, outcome.unavailable)

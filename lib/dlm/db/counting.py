@@ -34,11 +34,12 @@ def count_by_exceptions(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) 
     """
     return tx.rows(
         f"""WITH {_LOCKS},
-                 odd AS (SELECT p.did_id, p.storage_id, r.state, q.state = 'parked' AS is_parked
-                           FROM (SELECT DISTINCT did_id, storage_id FROM l) p
-                           JOIN replica r ON r.storage_id = p.storage_id AND r.state <> 'available'
-                           JOIN attachment a ON a.parent_id = p.did_id AND a.child_id = r.did_id
-                           LEFT JOIN request q ON q.did_id = r.did_id AND q.storage_id = r.storage_id AND r.state = 'copying'),
+                 odd AS MATERIALIZED (
+                     SELECT a.parent_id AS did_id, r.storage_id, r.state, q.state = 'parked' AS is_parked
+                       FROM (SELECT DISTINCT storage_id FROM l) s
+                       JOIN replica r ON r.storage_id = s.storage_id AND r.state <> 'available'
+                       JOIN attachment a ON a.child_id = r.did_id AND a.parent_id IN (SELECT did_id FROM l)
+                       LEFT JOIN request q ON q.did_id = r.did_id AND q.storage_id = r.storage_id AND r.state = 'copying'),
                  summed AS (SELECT did_id, storage_id, count(*) FILTER (WHERE state <> ALL (%(states)s::replica_state[])) AS missing,
                                    count(*) FILTER (WHERE state IN ('bad', 'lost')) AS harmed,
                                    count(*) FILTER (WHERE is_parked) AS parked,

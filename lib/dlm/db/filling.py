@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
+from dlm.db import arrays
 from dlm.db.below import files_of
 from dlm.db.engine import Tx
 from dlm.db.usage import StorageDelta
@@ -40,19 +41,19 @@ LOCKS = f"""
       FROM ({files_of("l")}) f
      GROUP BY 1, 2, 3"""
 
-# Given files, wherever a lock on them or on a dataset that contains them wants them.
+# Given files, wherever a lock on them or on a dataset that contains them wants them. The locks of each dataset are taken
+# together before its files are: with twenty rules on one dataset it would be forty rows for each file otherwise. A lock on
+# a file alone that waits to be filled is left to whoever fills it, as it has promised the bytes already.
 FILES = """
-    SELECT w.did_id, w.storage_id, d.size_bytes, max(r.priority) AS priority, min(r.activity) AS activity
-      FROM (SELECT f.did_id, l.storage_id, l.rule_id
-              FROM unnest(%(files)s::bigint[]) AS f (did_id)
-              JOIN lock l ON l.did_id = f.did_id AND NOT l.is_released
-            UNION ALL
-            SELECT f.did_id, l.storage_id, l.rule_id
-              FROM unnest(%(files)s::bigint[]) AS f (did_id)
-              JOIN attachment a ON a.child_id = f.did_id
-              JOIN lock l ON l.did_id = a.parent_id AND NOT l.is_released) w
-      JOIN did d ON d.id = w.did_id AND d.kind = 'file'
-      JOIN rule r ON r.id = w.rule_id
+    WITH f AS (SELECT did_id FROM unnest(%(files)s::bigint[]) AS f (did_id)),
+         holder AS MATERIALIZED (SELECT did_id, did_id AS held_id, true AS is_file FROM f
+                    UNION ALL SELECT a.child_id, a.parent_id, false FROM f JOIN attachment a ON a.child_id = f.did_id),
+         l AS MATERIALIZED (SELECT l.did_id AS held_id, l.storage_id, max(r.priority) AS priority, min(r.activity) AS activity
+                    FROM (SELECT DISTINCT held_id, is_file FROM holder) h
+                    JOIN lock l ON l.did_id = h.held_id AND NOT l.is_released AND NOT (h.is_file AND l.fill_after IS NOT NULL)
+                    JOIN rule r ON r.id = l.rule_id GROUP BY 1, 2)
+    SELECT h.did_id, l.storage_id, d.size_bytes, max(l.priority) AS priority, min(l.activity) AS activity
+      FROM holder h JOIN l USING (held_id) JOIN did d ON d.id = h.did_id AND d.kind = 'file'
      GROUP BY 1, 2, 3"""
 
 # A FULL JOIN is hashed or merged, whatever the planner believes of the wish. While only some of the tables were ever
@@ -129,16 +130,69 @@ class Filled:
         return self.mended + sum(files for files, _ in self.made.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Replicas that a wish made anew, by storage (files, bytes), of as many as it wishes."""
+
+    by_storage: dict[int, tuple[int, int]]
+    wished: int
+
+    @property
+    def is_all(self) -> bool:
+        """True when nothing of the wish stood there before."""
+        return sum(files for files, _ in self.by_storage.values()) == self.wished
+
+
 def fill(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
     """Make replicas and requests for the wish, adding the bytes reserved to `delta`; one to three statements."""
-    return _fill(tx, _MAKE, wish, delta, values)
+    return mend(tx, wish, delta, make(tx, wish, delta, **values), **values)
 
 
 def fill_alike(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Filled:
     """As `fill`, for a wish of (did_id, storage_id, size_bytes); `priority` and `activity` of all are among the values; one
     to three statements."""
     whole = f"SELECT w.*, %(priority)s::smallint AS priority, %(activity)s::text AS activity FROM ({wish}) w"
-    return _fill(tx, _MAKE_ALIKE, whole, delta, values)
+    return mend(tx, whole, delta, _make(tx, _MAKE_ALIKE, whole, delta, values), **values)
+
+
+def make(tx: Tx, wish: str, delta: StorageDelta, **values: Any) -> Made:
+    """The first part of `fill`: make what is not there at all; one statement."""
+    return _make(tx, _MAKE, wish, delta, values)
+
+
+def _make(tx: Tx, statement: str, wish: str, delta: StorageDelta, values: Mapping[str, Any]) -> Made:
+    rows = tx.rows(statement.format(wish=wish), **values)
+    made = {row.storage_id: (row.files, row.bytes) for row in rows if row.files}
+    for storage_id, (_, size) in made.items():
+        delta.add(storage_id, reserved_bytes=size)
+    return Made(made, rows[-1].wished)
+
+
+def mend(tx: Tx, wish: str, delta: StorageDelta, so_far: Made, **values: Any) -> Filled:
+    """The second part of `fill`: make what is bad, lost or deleted anew, and join the requests that are under way; at most
+    two statements."""
+    if so_far.is_all:
+        return Filled(so_far.by_storage, 0, was_empty=so_far.wished > 0)
+    mended = 0
+    for row in tx.rows(_MEND.format(wish=wish), **values):
+        mended += row.files
+        was_used = row.was == "bad"
+        delta.add(row.storage_id, reserved_bytes=row.bytes, used_bytes=-row.bytes * was_used, used_files=-row.files * was_used)
+    tx.run(_JOIN.format(wish=wish), **values)
+    return Filled(so_far.by_storage, mended, was_empty=False)
+
+
+def hold_standing(tx: Tx, pairs: Sequence[tuple[int, int]], file_ids: Sequence[int]) -> None:
+    """Lock the replicas of these (file, storage), and those of the files that `mend` may write, in key order; one statement."""
+    tx.run(
+        """SELECT FROM (SELECT did_id, storage_id FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id)
+                         UNION SELECT did_id, storage_id FROM replica
+                                WHERE did_id = ANY (%(files)s::bigint[]) AND state IN ('bad', 'lost', 'deleted')) p
+             JOIN replica r USING (did_id, storage_id) ORDER BY r.did_id, r.storage_id FOR UPDATE OF r""",
+        dids=arrays.integers(pair[0] for pair in pairs),
+        storages=arrays.integers(pair[1] for pair in pairs),
+        files=arrays.integers(file_ids),
+    )
 
 
 def count_lacking(tx: Tx, did_id: int, after: int, upto: int, storages: Sequence[int]) -> int:
@@ -161,24 +215,6 @@ def count_lacking(tx: Tx, did_id: int, after: int, upto: int, storages: Sequence
             storages=list(storages),
         )
     )
-
-
-def _fill(tx: Tx, make: str, wish: str, delta: StorageDelta, values: Mapping[str, Any]) -> Filled:
-    rows = tx.rows(make.format(wish=wish), **values)
-    made = {row.storage_id: (row.files, row.bytes) for row in rows if row.files}
-    if not rows[-1].wished:
-        return Filled({}, 0, was_empty=False)
-    for storage_id, (_, size) in made.items():
-        delta.add(storage_id, reserved_bytes=size)
-    if sum(files for files, _ in made.values()) == rows[-1].wished:
-        return Filled(made, 0, was_empty=True)
-    mended = 0
-    for row in tx.rows(_MEND.format(wish=wish), **values):
-        mended += row.files
-        was_used = row.was == "bad"
-        delta.add(row.storage_id, reserved_bytes=row.bytes, used_bytes=-row.bytes * was_used, used_files=-row.files * was_used)
-    tx.run(_JOIN.format(wish=wish), **values)
-    return Filled(made, mended, was_empty=False)
 
 
 def claim_small(tx: Tx, largest: int, limit: int) -> Sequence[Row[Any]]:

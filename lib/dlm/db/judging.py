@@ -279,15 +279,19 @@ def count_copies(tx: Tx, rule_ids: Sequence[int], states: Sequence[str]) -> Sequ
 
 
 def parked_reasons(tx: Tx, rule_ids: Sequence[int]) -> dict[int, str]:
-    """One stored reason of a parked request under each of these rules; one statement."""
+    """One stored reason of a parked request under each of these rules, looked for once where they hold the same; one statement."""
     rows = tx.rows(
-        f"""WITH l AS NOT MATERIALIZED (SELECT rule_id, did_id, storage_id FROM lock
-                        WHERE rule_id = ANY (%(ids)s::bigint[]) AND NOT is_released)
-            SELECT DISTINCT ON (f.rule_id) f.rule_id, s.name AS storage, q.error
-              FROM ({files_of("l")}) f
-              JOIN request q ON q.did_id = f.file_id AND q.storage_id = f.storage_id AND q.state = 'parked'
+        f"""WITH l AS MATERIALIZED (SELECT rule_id, did_id, storage_id FROM lock
+                        WHERE rule_id = ANY (%(ids)s::bigint[]) AND NOT is_released),
+                 p AS (SELECT DISTINCT did_id, storage_id FROM l),
+                 first AS (SELECT f.did_id, f.storage_id, min(q.id) AS request_id
+                             FROM ({files_of("p")}) f
+                             JOIN request q ON q.did_id = f.file_id AND q.storage_id = f.storage_id AND q.state = 'parked'
+                            GROUP BY 1, 2)
+            SELECT DISTINCT ON (l.rule_id) l.rule_id, s.name AS storage, q.error
+              FROM l JOIN first USING (did_id, storage_id) JOIN request q ON q.id = first.request_id
               JOIN storage s ON s.id = q.storage_id
-             ORDER BY f.rule_id, q.id""",
+             ORDER BY l.rule_id, q.id""",
         ids=list(rule_ids),
     )
     return {row.rule_id: f"{row.storage}: {row.error}" for row in rows}

@@ -61,6 +61,12 @@ _HOLD_REQUESTS = f"""
     WITH ended AS MATERIALIZED ({{ended}})
     SELECT q.id FROM ended JOIN request q USING (did_id, storage_id) JOIN replica r USING (did_id, storage_id)
      WHERE NOT {PROTECTED} ORDER BY q.did_id, q.storage_id FOR UPDATE OF q"""
+_HOLD_REPLICAS = f"""
+    WITH ended AS MATERIALIZED ({{ended}})
+    SELECT FROM ended JOIN replica r USING (did_id, storage_id)
+     WHERE NOT {PROTECTED} OR (r.did_id, r.storage_id) IN (
+           SELECT did_id, storage_id FROM request WHERE id = ANY (%(request_ids)s::bigint[]))
+     ORDER BY r.did_id, r.storage_id FOR UPDATE OF r"""
 _CANCEL = """
     WITH held AS (SELECT unnest(%(ids)s::bigint[]) AS id),
          dropped AS (DELETE FROM request q USING held
@@ -80,7 +86,7 @@ _CANCEL = """
 
 
 def let_go(tx: Tx, ended: str, delta: StorageDelta, *, undo_window_s: float, **values: Any) -> int:
-    """End the requests of `ended` and tombstone its replicas, where nothing protects them; how many; two to six statements.
+    """End the requests of `ended` and tombstone its replicas, where nothing protects them; how many; two to seven statements.
 
     The requests come first. Otherwise: 1. a conveyor has recorded an arrival and not committed; 2. the replica is still
     `copying` to us, so it gets no tombstone; 3. we wait for its request, and when the conveyor commits that one is gone;
@@ -98,8 +104,13 @@ def hold_requests(tx: Tx, ended: str, **values: Any) -> Sequence[int]:
 def let_go_held(
     tx: Tx, ended: str, request_ids: Sequence[int], delta: StorageDelta, *, undo_window_s: float, **values: Any
 ) -> int:
-    """As `let_go`, when the requests are held already; one to five statements."""
+    """As `let_go`, when the requests are held already; one to six statements.
+
+    Replicas that go with their requests and those that get a tombstone are two statements' work: all are locked before,
+    in their one order.
+    """
     if request_ids:
+        tx.run(_HOLD_REPLICAS.format(ended=ended), request_ids=list(request_ids), **values)
         for row in tx.rows(_CANCEL, ids=list(request_ids)):
             delta.add(row.storage_id, reserved_bytes=-row.bytes)
         changes.wake(tx, "conveyor")

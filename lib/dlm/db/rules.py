@@ -89,7 +89,10 @@ def _expressions(tx: Tx, texts: Sequence[str]) -> dict[str, int]:
 
 
 def add(tx: Tx, rules: Sequence[NewRule]) -> list[Row[Any] | None]:
-    """Insert the rules; each one's (id, uuid), in order, or None where a live rule or the key stands already; one statement."""
+    """Insert the rules; each one's (id, uuid), in order, or None where a live rule or the key stands already; one statement.
+
+    They are written in the order of their wishes: two who declare the same ones wait for each other and never both.
+    """
     rows = tx.rows(
         """INSERT INTO rule (did_id, account_id, copies, expression_id, source_expression_id, grouping, spread, weight, priority,
                              activity, comment, is_locked, starts_at, reason, expires_at, idempotency_key, wish_digest,
@@ -104,6 +107,7 @@ def add(tx: Tx, rules: Sequence[NewRule]) -> list[Row[Any] | None]:
                          %(reasons)s::text[], %(expires)s::timestamptz[], %(keys)s::text[], %(digests)s::bytea[])
                   AS n (did_id, account_id, copies, expression_id, source_id, grouping, spread, weight, priority, activity, comment,
                         is_locked, starts_at, reason, expires_at, key, digest)
+            ORDER BY did_id, account_id, expression_id, copies
            ON CONFLICT DO NOTHING
            RETURNING id, uuid, did_id, account_id, expression_id, coalesce(copies, 0) AS copies""",
         dids=[rule.did_id for rule in rules],

@@ -6,20 +6,24 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dlm import effects, staging
-from dlm.digest import Digest
+from dlm.digest import Digest, aligned_buffer, digest_stored
 from dlm.errors import StorageError
 from dlm.protocols.interface import Chunks, Entry, ReadBack, Space, Stat, StorageProtocol, Written
 from dlm.rooted import MARKER, SIBLING, TEMPORARIES, Root, open_to_list, shown, split, sync_directory, translating
 from dlm.types import Checksums, ErrorClass
 
 BLOCK_BYTES = 1 << 20
+LEAST_SHARED = 200  # from so many files on two threads delete: one works while the other waits for the journal
 _NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
+Deleted = dict[str, bool | StorageError]
 
 class PosixProtocol(StorageProtocol):
     """Each call opens the root anew and proves the marker on what it opened, so a mount that went is noticed."""
@@ -75,21 +79,25 @@ class PosixProtocol(StorageProtocol):
             raise outcome
         return outcome
 
-    def delete_many(
-        self, paths: Iterable[str], is_over: Callable[[], bool] = lambda: False
-    ) -> dict[str, bool | StorageError]:
-        outcomes: dict[str, bool | StorageError] = {}
+    def delete_many(self, paths: Iterable[str], is_over: Callable[[], bool] = lambda: False) -> Deleted:
+        ordered = sorted(paths)  # so that files of one directory come together and it is walked to once
         with self._marked_root() as root:
-            emptied: set[tuple[str, ...]] = set()
-            # Sorted, so that files of one directory come together and it is walked to once.
-            for path in sorted(paths):
+            outcomes = _side_by_side(lambda share: self._delete_share(share, is_over), ordered)
+            if True in outcomes.values():
+                with translating("delete in", self.ref.prefix, "destination"):
+                    root.sync_all()
+        return outcomes
+
+    def _delete_share(self, paths: Sequence[str], is_over: Callable[[], bool]) -> Deleted:
+        """What became of these paths, and their directories removed where they are empty now; nothing durable yet."""
+        outcomes: Deleted = {}
+        emptied: set[tuple[str, ...]] = set()
+        with self._marked_root() as root:
+            for path in paths:
                 if is_over():
                     break
                 outcomes[path] = _unlink(root, path, emptied)
             root.prune(emptied)
-            if emptied:
-                with translating("delete in", self.ref.prefix, "destination"):
-                    root.sync_all()
         return outcomes
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
@@ -171,11 +179,9 @@ def _blocks(fd: int, path: str, offset: int, length: int | None) -> Iterator[byt
 
 
 def _digests(fd: int, path: str, algorithms: Collection[str]) -> Checksums:
-    """The digests of what the disk holds: pages that are cached are dropped first."""
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    digest = Digest(algorithms)
-    for block in _blocks(fd, path, 0, None):
-        digest.update(block)
+    """The digests of what the disk holds."""
+    with translating("read", path):
+        digest = digest_stored(fd, algorithms, aligned_buffer())
     return Checksums(**digest.hexdigests())
 
 
@@ -206,6 +212,32 @@ def _require_same(root: Root, staged: staging.Staged) -> None:
         os.fsync(there)
     finally:
         os.close(there)
+
+
+def _side_by_side(delete: Callable[[Sequence[str]], Deleted], paths: Sequence[str]) -> Deleted:
+    """What `delete` tells of the paths: of many of them, half in a thread of their own.
+
+    Both have ended when this returns or raises: nothing is deleted any more while the outcomes are written.
+    """
+    if len(paths) < LEAST_SHARED:
+        return delete(paths)
+    middle = len(paths) // 2
+    first: Future[Deleted] = Future()
+    # No pool: a thread that a storage holds must not hold the end of the process.
+    thread = threading.Thread(target=_settle, args=(first, lambda: delete(paths[:middle])), daemon=True)
+    thread.start()
+    try:
+        rest = delete(paths[middle:])
+    finally:
+        thread.join()
+    return first.result() | rest
+
+
+def _settle(future: Future[Deleted], work: Callable[[], Deleted]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as failure:  # noqa: BLE001 - a thread's boundary: raised again where the result is asked for
+        future.set_exception(failure)
 
 
 def _unlink(root: Root, path: str, emptied: set[tuple[str, ...]]) -> bool | StorageError:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dlm import effects, staging
-from dlm.digest import Digest
+from dlm.digest import Digest, aligned_buffer, digest_stored
 from dlm.errors import StorageError
 from dlm.rooted import Root, from_os_error, shown, sync_directory, translating
 from dlm.transfertools.interface import Copy, Outcome
@@ -76,7 +76,7 @@ class Group:
         self.destination = destination
         self.limits = limits
         self.alone = alone
-        self.buffer = memoryview(bytearray(BUFFER_BYTES))
+        self.buffer = aligned_buffer()
 
     def run(self, copies: list[Copy]) -> list[Outcome]:
         """One outcome per copy, in order."""
@@ -150,17 +150,17 @@ class Group:
         """Move all bytes into the temporary; the digest of what was read."""
         assert item.staged is not None
         digest = Digest(algorithms(item.copy))
-        written_back = 0
+        buffer, written_back = self.buffer[:BUFFER_BYTES], 0
         os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         effects.point("posix.write:before")
         while True:
             self.limits.check()
             with translating("read", item.copy.source_path):
-                size = os.readv(source, [self.buffer])
+                size = os.readv(source, [buffer])
             if not size:
                 break
-            digest.update(self.buffer[:size])
-            _write_all(item.staged.fd, self.buffer[:size])
+            digest.update(buffer[:size])
+            _write_all(item.staged.fd, buffer[:size])
             item.bytes_moved += size
             if item.bytes_moved - written_back >= _WRITE_BACK_BYTES:
                 # On dirty pages this starts their write-back: the disk works while we read on.
@@ -210,8 +210,8 @@ class Group:
             return False
         if not item.copy.checksums.known() and not self._is_like_source(item.copy, there):
             return False
-        os.fsync(there)  # so that dropping the cache can work, and the disk is what answers
-        digest = self._digest(there, algorithms(item.copy))
+        os.fsync(there)  # so that the disk is what answers
+        digest = digest_stored(there, algorithms(item.copy), self.buffer, self.limits.check)
         item.size_bytes, item.checksums = digest.size_bytes, Checksums(**digest.hexdigests())
         return not item.checksums.contradicts(item.copy.checksums)
 
@@ -230,7 +230,7 @@ class Group:
         directory = self.destination.directory(item.staged.directory())
         fd = os.open(item.staged.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
-            digest = self._digest(fd, algorithms(item.copy))
+            digest = digest_stored(fd, algorithms(item.copy), self.buffer, self.limits.check)
         finally:
             os.close(fd)
         stored = Checksums(**digest.hexdigests())
@@ -240,15 +240,6 @@ class Group:
                 f"read back {digest.size_bytes} bytes {stored.known()}"
             )
             raise StorageError(ErrorClass.CHECKSUM_MISMATCH, detail, side="destination")
-
-    def _digest(self, fd: int, algorithms: tuple[str, ...]) -> Digest:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        digest = Digest(algorithms)
-        while size := os.readv(fd, [self.buffer]):
-            digest.update(self.buffer[:size])
-            self.limits.check()
-        return digest
 
     def _publish(self, item: Item) -> None:
         if item.staged is None:

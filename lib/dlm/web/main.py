@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,12 +24,15 @@ from dlm import config, effects, exits, logs
 from dlm.config import Settings
 from dlm.db.opening import open_database
 from dlm.errors import DlmError, InvalidInput
+from dlm.web import processes
 from dlm.web.app import create_app
 from dlm.web.channel import REFUSED_AT, Channel
 
 log = logging.getLogger("dlm.web")
 
 GRACE_S = 10.0
+END_S = 5.0  # on top of that, until a process that is told to end is killed
+BACKLOG = 1024
 TURN_S = 0.2
 MAX_CONNECTIONS = 1000  # idle or slow ones cost a socket, not a thread
 MAX_UNSENT_BYTES = 2 << 20  # of one answer: whoever writes it waits for its reader then
@@ -59,19 +63,31 @@ def cli(path: str | None, host: str | None, port: int | None) -> None:
 def serve(settings: Settings) -> None:
     """Listen, and answer until a signal asks to stop."""
     pool_size = max(settings.database_pool_size, settings.web_threads)
-    database = open_database(replace(settings, database_pool_size=pool_size))
-    sockets: dict[int, Any] = {}
-    server = listen(create_app(database, settings), settings, sockets)
+    database = open_database(replace(settings, database_pool_size=pool_size))  # connects in each process by itself
+    app = create_app(database, settings)
+    bound = bind(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    for listener in listeners(sockets):
-        log.info("listening on http://%s:%s", listener.effective_host, listener.effective_port)
-    while not stop.is_set():
-        turn(sockets, settings.web_stalled_s)
-    finish(server, sockets)
+    for listener in bound:
+        host, port = listener.getsockname()[:2]
+        log.info("listening on http://%s:%s", f"[{host}]" if listener.family is socket.AF_INET6 else host, port)
+    work = partial(answer, app, bound, settings)
+    if settings.web_processes == 1:
+        work(stop.is_set)
+    else:
+        processes.run(settings.web_processes, work, stop, partial(close, bound), GRACE_S + END_S)
     database.dispose()
     log.info("stopped")
+
+
+def answer(app: Flask, bound: Sequence[socket.socket], settings: Settings, is_over: Callable[[], bool]) -> None:
+    """Answer what comes to the sockets until it is over; what is under way then is finished."""
+    sockets: dict[int, Any] = {}
+    server = listen(app, settings, sockets, bound)
+    while not is_over():
+        turn(sockets, settings.web_stalled_s)
+    finish(server, sockets)
 
 
 def make_app() -> Flask:
@@ -81,23 +97,40 @@ def make_app() -> Flask:
     return create_app(open_database(settings), settings)
 
 
-def listen(app: Flask, settings: Settings, sockets: dict[int, Any]) -> Any:
-    """The server, listening; its sockets are in `sockets`. InvalidInput when the address cannot be had."""
+def bind(settings: Settings) -> list[socket.socket]:
+    """A socket for each address that the host's name has; InvalidInput when one cannot be had."""
+    host, bound = settings.web_host.removeprefix("[").removesuffix("]"), []
+    if not host:
+        raise InvalidInput("no address to listen on", field="web_host", hint="0.0.0.0 or :: for all that this host has")
     try:
-        server = create_server(
-            app,
-            map=sockets,
-            host=settings.web_host,
-            port=settings.web_port,
-            threads=settings.web_threads,
-            connection_limit=MAX_CONNECTIONS,
-            outbuf_high_watermark=MAX_UNSENT_BYTES,
-            max_request_body_size=max(REFUSED_AT * settings.web_max_body_bytes, settings.web_max_upload_bytes) + 1,
-            ident=None,
-        )
-    except (OSError, ValueError) as error:
-        where = f"{settings.web_host}:{settings.web_port}"
-        raise InvalidInput(f"cannot listen on {where}: {error}", field="web_port") from error
+        found = socket.getaddrinfo(host, settings.web_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in sorted({(family, address) for family, _, _, _, address in found}):
+            bound.append(socket.create_server(address, family=family, backlog=BACKLOG))
+    except (OSError, UnicodeError) as error:
+        close(bound)
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput(f"cannot listen on {host}:{settings.web_port}: {reason}", field="web_port") from error
+    return bound
+
+
+def close(bound: Sequence[socket.socket]) -> None:
+    for listener in bound:
+        listener.close()
+
+
+def listen(app: Flask, settings: Settings, sockets: dict[int, Any], bound: Sequence[socket.socket]) -> Any:
+    """The server on the bound sockets, listening; what it waits for is in `sockets`."""
+    server = create_server(
+        app,
+        map=sockets,
+        sockets=list(bound),
+        threads=settings.web_threads,
+        backlog=BACKLOG,
+        connection_limit=MAX_CONNECTIONS,
+        outbuf_high_watermark=MAX_UNSENT_BYTES,
+        max_request_body_size=max(REFUSED_AT * settings.web_max_body_bytes, settings.web_max_upload_bytes) + 1,
+        ident=None,
+    )
     for listener in listeners(sockets):
         listener.channel_class = partial(Channel, limit_bytes=settings.web_max_body_bytes)
     return server
