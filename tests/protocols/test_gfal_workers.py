@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 from dlm.errors import Unsupported
 from dlm.gfal import extension, worker
 from dlm.gfal.speech import Speech, between
-from dlm.gfal.workers import GfalError, Worker, Workers
+from dlm.gfal.workers import GfalError, Kept, Worker, Workers
 from dlm.types import ProtocolRef, Secret
 from protocols.servers import free_port, silent
 from protocols.xrootd import needs_gfal
@@ -77,6 +78,28 @@ def test_a_library_that_crashes_costs_its_worker_only() -> None:
         workers.call("stat", f"root://127.0.0.1:{free_port()}//f", limit_s=30)
     assert caught.value.code == errno.ECONNREFUSED
     workers.close()
+
+
+@needs_gfal
+def test_a_worker_waits_for_the_next_who_is_the_same_and_ends_when_none_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def used(speech: Speech) -> Worker:
+        workers = Workers(speech)
+        with contextlib.closing(workers), workers.one() as found:
+            return found
+
+    monkeypatch.setattr("dlm.gfal.workers._KEPT", kept := Kept())
+    first = used(Speech({"BEARER_TOKEN_FILE": "1"}))
+    assert used(Speech({"BEARER_TOKEN_FILE": "1"})) is first
+    other = used(Speech({"BEARER_TOKEN_FILE": "2"}))
+    assert other is not first and is_there(first.process_id)
+    third = used(Speech())
+    assert first.is_dead and is_there(other.process_id), "no more than two wait"
+    monkeypatch.setattr("dlm.gfal.workers.KEPT_S", 0.1)
+    assert used(Speech({"BEARER_TOKEN_FILE": "2"})) is other
+    assert gone_within(other.process_id, 10) and is_there(third.process_id)
+    assert used(Speech({"BEARER_TOKEN_FILE": "2"})) is not other
+    kept.close()
+    assert third.is_dead
 
 
 @needs_gfal

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Mapping
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
-from typing import Any
+from typing import Any, NoReturn
 
 FRAME = struct.Struct("!II")  # the lengths of a header and of the bytes that follow it
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
@@ -125,6 +125,10 @@ class Speaker:
     def close(self) -> None:
         self.file = self.directory = None  # the binding closes with the object, and tells no error
 
+    def rest(self) -> None:
+        """Nobody speaks at the moment."""
+        self.close()
+
     def open_directory(self, url: str) -> None:
         self.directory = self.context.opendir(url)
 
@@ -196,7 +200,7 @@ def _trust(pem: str, directory: str) -> None:
             file.write(one)
 
 
-def _end() -> None:
+def _end() -> NoReturn:
     for directory in _LEFT:
         shutil.rmtree(directory, ignore_errors=True)
     os._exit(0)
@@ -218,8 +222,13 @@ def main() -> None:
     frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
     threading.Thread(target=_until_the_end, args=(channel, frames), daemon=True).start()
     speaker = Speaker()
+    idle_s: float | None = None
     while True:
-        header, body = frames.get()
+        try:
+            header, body = frames.get(timeout=idle_s)
+        except queue.Empty:
+            _end()  # nobody came back
+        idle_s = header.get("idle_s")
         signal.setitimer(signal.ITIMER_REAL, header["limit_s"])  # SIGALRM ends the process, whatever the call does
         call: Callable[..., Any] = getattr(speaker, header["call"])
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -25,7 +26,9 @@ from dlm.rooted import shown
 from dlm.types import ErrorClass
 
 START_S = 30.0
+REST_S = 5.0
 BUFFER_BYTES = 4 << 20
+KEPT, KEPT_S = 2, 30.0  # idle workers that wait for the next speaker, all storages together, and for how long
 LOOK_S = 0.1  # how often a caller who may change their mind is asked
 # Who dlm is to a storage, its secret says; nothing that stands around in the environment does.
 IDENTITIES = (
@@ -112,10 +115,14 @@ class Worker:
         for end in (self._channel, far):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         with far:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(worker.__file__)], stdin=far.fileno(), stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, env=_environment(), cwd="/", start_new_session=True,
-            )  # fmt: skip
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(worker.__file__)], stdin=far.fileno(), stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL, env=_environment(), cwd="/", start_new_session=True,
+                )  # fmt: skip
+            except OSError:
+                self._channel.close()
+                raise
         try:
             told: dict[str, Any] = {"files": dict(speech.files), "bearers": speech.bearers}
             if speech.authorities:
@@ -130,11 +137,15 @@ class Worker:
             raise
 
     def call(
-        self, name: str, *arguments: Any, limit_s: float, body: bytes = b"", is_over: Callable[[], bool] | None = None
-    ) -> Any:
-        """What the call gives. GfalError with ETIMEDOUT once `limit_s` has passed, ECANCELED once `is_over()`."""
+        self, name: str, *arguments: Any, limit_s: float, body: bytes = b"",
+        is_over: Callable[[], bool] | None = None, idle_s: float | None = None,
+    ) -> Any:  # fmt: skip
+        """What the call gives. GfalError with ETIMEDOUT once `limit_s` has passed, ECANCELED once `is_over()`.
+
+        The process ends by itself when no other call follows within `idle_s`, if that is given.
+        """
         until = time.monotonic() + limit_s
-        header = {"call": name, "arguments": arguments, "limit_s": limit_s + 1}
+        header = {"call": name, "arguments": arguments, "limit_s": limit_s + 1, "idle_s": idle_s}
         try:
             self._channel.settimeout(limit_s)
             worker.send(self._channel, header, body)
@@ -185,6 +196,55 @@ class Worker:
                 shutil.rmtree(self._directory, ignore_errors=True)
 
 
+class Kept:
+    """A few idle workers whose storage was closed: the next who opens it has no start to wait for.
+
+    A storage is opened for every look at its marker; starting costs some 60 ms of a processor.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[float, Speech, Worker]] = []  # until when; the oldest first
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def take(self, speech: Speech) -> Worker | None:
+        """A worker that was told the same, if there is one."""
+        with self._lock:
+            now, mine = time.monotonic(), os.getpid()
+            for entry in self._idle:
+                if entry[1] == speech and entry[0] > now and entry[2].pid == mine:
+                    self._idle.remove(entry)
+                    return entry[2]
+        return None
+
+    def give(self, speech: Speech, idle: Worker) -> None:
+        """Keep the worker for a while, or end it; those that have waited for nobody end."""
+        with contextlib.suppress(GfalError):
+            if not self._is_closed and idle.pid == os.getpid():
+                idle.call("rest", limit_s=REST_S, idle_s=2 * KEPT_S)
+        with self._lock:
+            now = time.monotonic()
+            self._idle.append((0.0 if idle.is_dead or self._is_closed else now + KEPT_S, speech, idle))
+            here = [entry for entry in self._idle if entry[2].pid == os.getpid()]
+            ended = [entry for entry in here if entry[0] <= now]
+            ended += [entry for entry in here if entry not in ended][:-KEPT]
+            self._idle = [entry for entry in self._idle if entry not in ended]
+        for _, _, worker_ended in ended:
+            worker_ended.kill()
+
+    def close(self) -> None:
+        """End all of them, and keep none from now on."""
+        with self._lock:
+            self._is_closed = True
+            ended, self._idle = self._idle, []
+        for _, _, worker_ended in ended:
+            worker_ended.kill()
+
+
+_KEPT = Kept()
+atexit.register(_KEPT.close)
+
+
 class Workers:
     """The workers of one storage, as many as calls at once; they stay until `close`."""
 
@@ -211,7 +271,7 @@ class Workers:
                 if found.pid == os.getpid():
                     return found
         try:
-            return Worker(self._speech)
+            return _KEPT.take(self._speech) or Worker(self._speech)
         except OSError as error:
             raise StorageError(ErrorClass.UNAVAILABLE, f"gfal2 cannot be started: {error.strerror}") from error
 
@@ -222,7 +282,7 @@ class Workers:
             if not self._is_closed:
                 self._idle.append(found)
                 return
-        found.kill()
+        _KEPT.give(self._speech, found)
 
     def call(self, name: str, *arguments: Any, limit_s: float) -> Any:
         """What one call gives; GfalError."""
@@ -230,12 +290,12 @@ class Workers:
             return found.call(name, *arguments, limit_s=limit_s)
 
     def close(self) -> None:
-        """End those that are idle; the others end when they are given back."""
+        """Let go of those that are idle, and of the others when they are given back."""
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
         for found in idle:
-            found.kill()
+            _KEPT.give(self._speech, found)
 
 
 def _environment() -> dict[str, str]:
