@@ -130,7 +130,7 @@ def test_a_secret_is_in_no_list_of_processes_and_in_no_error(speaking: Worker) -
     with pytest.raises(GfalError) as caught:
         speaking.call("make_directories", f"root://127.0.0.1:{free_port()}//{SEEDED}", limit_s=30)
     assert SEEDED not in str(caught.value) and "***" in str(caught.value)
-    assert SEEDED not in repr(Speech({"x": SEEDED}, (("davs://host", SEEDED),), SEEDED))
+    assert SEEDED not in repr(Speech({"x": SEEDED}, (("davs://host", SEEDED),), (SEEDED, SEEDED), SEEDED))
 
 
 @needs_gfal

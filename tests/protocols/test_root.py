@@ -17,7 +17,7 @@ from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, ref
 from protocols.faults import NetworkFaults, below
 from protocols.filesystems import mounted, needs_root
 from protocols.servers import Place, certificate, claimed, cutting, port_of, through
-from protocols.xrootd import given_to_user, needs_gfal, open_directory, xrootd, xrootd_token
+from protocols.xrootd import given_to_user, needs_gfal, open_directory, xrootd, xrootd_certificate, xrootd_token
 
 pytestmark = [pytest.mark.protocols, needs_gfal]
 COUNT = itertools.count(1)
@@ -109,6 +109,16 @@ class TestServer:
             assert storage.space().total_bytes > 0 and storage.delete("d/f")
             told = (base / "server" / "server.log").read_text()
         assert place.secret["token"] not in told
+
+    def test_a_certificate_lets_in_by_a_proxy_of_it(self) -> None:
+        with open_directory() as base, xrootd_certificate(base) as place:
+            with claimed(place, COUNT) as storage:
+                put(storage, "d/f", b"content")
+                assert get(storage, "d/f") == b"content"
+            with place.storage(secret={"ca": place.secret["ca"]}) as nobody:
+                assert refusal(lambda: nobody.stat("f")) == ErrorClass.PERMISSION
+            with place.storage(secret={**place.secret, "key": "no key"}) as broken:
+                assert refusal(lambda: broken.stat("f")) == ErrorClass.PERMISSION
 
     def test_a_certificate_that_nobody_vouches_for_is_not_spoken_to(self) -> None:
         with open_directory() as base, certificate(base / "tls") as (crt, key, ca):

@@ -23,6 +23,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
@@ -112,6 +116,47 @@ def _issued(cache: Path) -> str:
         "iat": now, "nbf": now - 10, "exp": now + 36_000,
     }  # fmt: skip
     return jwt.encode({"alg": "ES256", "kid": "1", "typ": "JWT"}, claims, key)
+
+
+@contextlib.contextmanager
+def xrootd_certificate(base: Path) -> Iterator[Place]:
+    """An XRootD server that lets in who has a certificate of its authority (GSI)."""
+    authorities = base / "authorities"
+    authorities.mkdir()
+    authority, signer = _certified("authority", None)
+    (authorities / "authority.pem").write_text(authority)
+    subprocess.run([program("openssl", "openssl"), "rehash", str(authorities)], check=True, capture_output=True)
+    host, host_key = _certified("localhost", (authority, signer))
+    user, user_key = _certified("a person", (authority, signer))
+    (base / "host.crt").write_text(host)
+    (base / "host.key").write_text(host_key)
+    (base / "host.key").chmod(0o400)
+    if is_root:
+        given_to_user(base)
+    files = f"-certdir:{authorities} -cert:{base}/host.crt -key:{base}/host.key"
+    lines = ("xrootd.seclib libXrdSec.so", f"sec.protocol gsi {files} -crl:0 -gmapopt:10 -dlgpxy:0")
+    with xrootd(base / "server", *lines) as place:
+        prefix = place.prefix.replace("127.0.0.1", "localhost")  # the name in its certificate
+        yield replace(place, prefix=prefix, secret={"certificate": user, "key": user_key, "ca": authority})
+
+
+def _certified(name: str, by: tuple[str, str] | None) -> tuple[str, str]:
+    """A new certificate and its key, signed by another's or by itself."""
+    key, now = rsa.generate_private_key(public_exponent=65537, key_size=2048), datetime.now(UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer = subject if by is None else x509.load_pem_x509_certificate(by[0].encode()).subject
+    signer = key if by is None else serialization.load_pem_private_key(by[1].encode(), None)
+    made = (
+        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=2))
+        .add_extension(x509.BasicConstraints(by is None, None), critical=True)
+        .sign(signer, hashes.SHA256())  # type: ignore[arg-type]
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    return made.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
 
 
 @contextlib.contextmanager

@@ -10,8 +10,6 @@ from urllib.parse import urlsplit
 
 from dlm.types import ProtocolRef
 
-_IDENTITY = {"token": "BEARER_TOKEN_FILE", "certificate": "X509_USER_CERT", "key": "X509_USER_KEY"}
-
 
 @dataclass(frozen=True, slots=True)
 class Speech:
@@ -19,13 +17,15 @@ class Speech:
 
     files: Mapping[str, str] = field(default_factory=dict, repr=False)  # texts by the variable that names the file
     bearers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # URL of a server, token
+    certificate: tuple[str, str] | None = field(default=None, repr=False)  # and its key: a proxy of it is shown
     authorities: str | None = field(default=None, repr=False)  # PEM of whom XRootD's client trusts
 
 
 def to_root(secret: Mapping[str, str]) -> Speech:
     """For XRootD, whose client takes who it is from the process: one worker, one identity."""
-    files = {variable: secret[key] for key, variable in _IDENTITY.items() if key in secret}
-    return Speech(files, authorities=secret.get("ca"))
+    files = {"BEARER_TOKEN_FILE": secret["token"]} if "token" in secret else {}
+    certificate = (secret["certificate"], secret.get("key", "")) if "certificate" in secret else None
+    return Speech(files, certificate=certificate, authorities=secret.get("ca"))
 
 
 def between(source: ProtocolRef, destination: ProtocolRef) -> Speech | None:

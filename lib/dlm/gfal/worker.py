@@ -88,7 +88,8 @@ class Speaker:
             getattr(self.context, f"set_opt_{kind}")(group, key, value)
         for url, token in told["bearers"]:
             self.context.cred_set(url, self.context.cred_new("BEARER", token))
-        self.secrets = [*told["files"].values(), *(token for _, token in told["bearers"])]
+        secrets = [*told["files"].values(), *(token for _, token in told["bearers"])]
+        self.secrets = [text for text in secrets if text]
 
     def stat(self, url: str) -> list[int]:
         """Size, time, mode."""

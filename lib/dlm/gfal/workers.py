@@ -20,7 +20,7 @@ from typing import Any
 
 from dlm import config
 from dlm.errors import StorageError
-from dlm.gfal import extension, worker
+from dlm.gfal import extension, proxy, worker
 from dlm.gfal.speech import Speech
 from dlm.rooted import shown
 from dlm.types import ErrorClass
@@ -125,6 +125,8 @@ class Worker:
                 raise
         try:
             told: dict[str, Any] = {"files": dict(speech.files), "bearers": speech.bearers}
+            if speech.certificate is not None:
+                told["files"]["X509_USER_PROXY"] = proxy.made(*speech.certificate)
             if speech.authorities:
                 self._directory = tempfile.mkdtemp(prefix="dlm-trusted-")
             told |= {"authorities": speech.authorities, "directory": self._directory}
