@@ -1,4 +1,4 @@
-"""Short-lived proxies of certificates (RFC 3820): XRootD's client wants one in the place of a certificate and its key."""
+"""Short-lived proxies of certificates (RFC 3820): XRootD's client wants one in place of a certificate and its key."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ import signal
 import socket
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from importlib.machinery import ExtensionFileLoader
@@ -163,7 +164,10 @@ class Speaker:
         parameters.timeout = timeout_s
         parameters.monitor_callback = come
         signal.setitimer(signal.ITIMER_REAL, stall_s)
-        self.context.filecopy(parameters, source, destination)
+        try:
+            self.context.filecopy(parameters, source, destination)
+        finally:
+            farthest[0] = sys.maxsize  # what is told late winds up no timer that nobody stops
 
     def told(self, error: Exception) -> dict[str, Any]:
         """What goes back for an error: its code and text, without what is secret."""

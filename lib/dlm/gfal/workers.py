@@ -30,11 +30,13 @@ REST_S = 5.0
 BUFFER_BYTES = 4 << 20
 KEPT, KEPT_S = 2, 30.0  # idle workers that wait for the next speaker, all storages together, and for how long
 LOOK_S = 0.1  # how often a caller who may change their mind is asked
-# Who dlm is to a storage, its secret says; nothing that stands around in the environment does.
-IDENTITIES = (
-    "BEARER_TOKEN", "BEARER_TOKEN_FILE", "X509_USER_PROXY", "X509_USER_CERT", "X509_USER_KEY", "KRB5CCNAME",
-)  # fmt: skip
-ENVIRONMENT = {  # what XRootD's client takes from there; how long a call may take is ours to say
+# Who dlm is to a storage, its secret says; nothing that stands around in the environment, or in /tmp, does.
+IDENTITIES = ("BEARER_TOKEN", "X509_USER_PROXY", "X509_USER_CERT", "X509_USER_KEY", "KRB5CCNAME")
+PROXY_VARIABLES = ("X509_USER_PROXY", "XrdSecGSIUSERPROXY")  # for TLS, for GSI
+ENVIRONMENT = {
+    "BEARER_TOKEN_FILE": "/dev/null",
+    "XrdSecGSIUSERPROXY": "/dev/null",
+    # What XRootD's client takes from there; how long a call may take is ours to say.
     "XRD_CONNECTIONRETRY": "1",
     "XRD_CONNECTIONWINDOW": "3600",
     "XRD_REQUESTTIMEOUT": "86400",
@@ -126,7 +128,7 @@ class Worker:
         try:
             told: dict[str, Any] = {"files": dict(speech.files), "bearers": speech.bearers}
             if speech.certificate is not None:
-                told["files"]["X509_USER_PROXY"] = proxy.made(*speech.certificate)
+                told["files"] |= dict.fromkeys(PROXY_VARIABLES, proxy.made(*speech.certificate))
             if speech.authorities:
                 self._directory = tempfile.mkdtemp(prefix="dlm-trusted-")
             told |= {"authorities": speech.authorities, "directory": self._directory}
