@@ -208,7 +208,7 @@ class Kept:
 
     def __init__(self) -> None:
         self._idle: list[tuple[float, Speech, Worker]] = []  # until when; the oldest first
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may close a forgotten storage while we hold it
         self._is_closed = False
 
     def take(self, speech: Speech) -> Worker | None:
