@@ -251,6 +251,7 @@ def test_a_flight_that_never_ends_is_given_up_after_its_deadline(yard: Yard, clo
         release.set()
         effects.install(None)
     clock.advance(60)
+    conveyor.overdue_s = 60.0
     assert conveyor.run_once().counts == {"recovered": 4, "claimed": 4, "done": 4}
     yard.check()
 
