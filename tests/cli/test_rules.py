@@ -55,7 +55,9 @@ def test_a_container_shows_what_its_datasets_hold(admin: Admin, eb: World) -> No
     eb.container("all", "box")
     assert "holds      30 files, 541 B" in admin("did", "show", "test:all")
     assert {item["did"]: item["files"] for item in admin.lines("did", "list", "test")}["test:box"] == 30
-    assert admin("rule", "plan", "test:all", "--copies", "1", "--on", "tier=1").startswith(" plan for test:all   container, 30 files, ")
+    assert admin("rule", "plan", "test:all", "--copies", "1", "--on", "tier=1").startswith(
+        " plan for test:all   container, 30 files, "
+    )
     rule = str(admin.json("rule", "add", "test:all", "--copies", "1", "--on", "bern-t1")["id"])
     assert admin.json("rule", "add", "test:box", "--copies", "1", "--on", "bern-t1")["files"] == 30
     assert {item["files"] for item in admin.lines("rule", "list")} == {30}
@@ -120,7 +122,9 @@ def test_a_rule_is_changed_locked_suspended_and_ended(admin: Admin, eb: World) -
     assert admin.json("rule", "set", rule, "--resume")["suspended"] is False
     assert "priority 3 → 5, expires_at none → 2026-01-31" in admin("why", "rule", rule)
     assert "changed by root: locked no → yes" in admin("why", "rule", rule)
-    assert "lets go: what no other rule holds of its 60 replicas waits in the undo window" in admin("rule", "cancel", rule)
+    assert "lets go: what no other rule holds of its 60 replicas waits in the undo window" in admin(
+        "rule", "cancel", rule
+    )
     eb.settle()
     assert "gone" in admin("rule", "watch", rule)
     assert admin.lines("rule", "list", "--state", "gone")[0]["id"] == rule
@@ -140,14 +144,19 @@ def test_a_rule_is_asked_for_more_copies_and_for_fewer(admin: Admin, eb: World) 
     assert "copies=*" in admin("rule", "history", rule) and "copies 1 → *" in admin("why", "rule", rule)
     other = declare(admin, "--spread", "site")
     error = admin.error("rule", "set", rule, "--copies", "2", status=1)
-    assert f"rule {other} asks for this already, differently: spread site, not none" in error and "cancel the other" in error
+    assert (
+        f"rule {other} asks for this already, differently: spread site, not none" in error
+        and "cancel the other" in error
+    )
     assert "4 copies asked, 3 storages match" in admin.error("rule", "set", rule, "--copies", "4", status=2)
 
 
 def test_a_rule_is_moved_and_shows_where_to(admin: Admin, eb: World) -> None:
     old = declare(admin, "--spread", "site")
     eb.settle()
-    assert f"rule {old} stays until it is ok" in admin("rule", "move", old, "cape-t1", "--copies", "1", "--spread", "none")
+    assert f"rule {old} stays until it is ok" in admin(
+        "rule", "move", old, "cape-t1", "--copies", "1", "--spread", "none"
+    )
     new = admin.json("rule", "show", old)["moves_to"]
     assert f"to rule {new}; it stays until that is ok" in admin("rule", "show", old)
     assert f"here from rule {old}" in admin("rule", "show", new)
@@ -156,7 +165,9 @@ def test_a_rule_is_moved_and_shows_where_to(admin: Admin, eb: World) -> None:
     gone = admin("rule", "show", old)
     assert f"moved    to rule {new}, which took its place" in gone and "stays until" not in gone
     assert f"moved    here from rule {old}, which let go in its favour" in admin("rule", "show", new)
-    assert "the name of an attribute is wanted" in admin.error("rule", "move", new, "tier=1", "--weight", "tier=1", status=2)
+    assert "the name of an attribute is wanted" in admin.error(
+        "rule", "move", new, "tier=1", "--weight", "tier=1", status=2
+    )
     assert f"rule {new} is ok and takes its place" in admin("why", old)
     assert "is on cape-t1 already" in admin.error("rule", "move", new, "cape-t1", status=2)
 
@@ -175,7 +186,9 @@ def test_a_rule_that_begins_later_says_when_and_can_be_told_otherwise(admin: Adm
     assert "from 2026-01-03 00:00:00Z until 2026-02-01 00:00:00Z" in admin("rule", "show", rule)
     error = admin.error("rule", "set", rule, "--starts", "2027-01-01T00:00:00Z", status=2)
     assert "it would end, at 2026-02-01T00:00:00Z, before it begins" in error and "give its lifetime again" in error
-    assert "begins at 2026-01-03T00:00:00Z" in admin("rule", "set", rule, "--starts", "2026-01-03T00:00:00Z", "--lifetime", "30d")
+    assert "begins at 2026-01-03T00:00:00Z" in admin(
+        "rule", "set", rule, "--starts", "2026-01-03T00:00:00Z", "--lifetime", "30d"
+    )
     error = admin.error("rule", "set", rule, "--starts", "2020-01-01T00:00:00Z", status=2)
     assert "2020-01-01T00:00:00Z is over: it is 2026-01-01T" in error and "--starts now" in error
     assert "before it begins" in admin.error("rule", "set", rule, "--expires", "2026-01-02T00:00:00Z", status=2)
@@ -249,6 +262,9 @@ def test_what_is_no_value_of_an_option_names_it_and_what_it_takes(
 ) -> None:
     assert message in admin.error("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", *words, status=2)
     assert "--starts: 'later' is no moment" in admin.error("rule", "set", "x", "--starts", "later", status=2)
+    assert "say why, in a few words: --reason TEXT" in admin.error(
+        "storage", "set", "bern-t1", "--write", "off", status=2
+    )
 
 
 @pytest.mark.parametrize(

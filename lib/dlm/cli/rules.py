@@ -198,8 +198,8 @@ def cancel_rules(session: Session, uuids: Sequence[str]) -> None:
         files = counted(item["progress"]["files"], "replica")
         until = item["undo_until"] and shown_moment(item["undo_until"])
         undo = f"\n undo     until {until}: declare a rule again and everything stays" if until else ""
-        what = f"what no other rule holds of its {files} waits in the undo window, then goes" if until else "it held nothing"
-        text = f"rule {uuid} lets go: {what}{undo}"
+        goes = f"what no other rule holds of its {files} waits in the undo window, then goes"
+        text = f"rule {uuid} lets go: {goes if until else 'it held nothing'}{undo}"
         session.out.said(text, item)
 
 

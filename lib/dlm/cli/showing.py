@@ -29,7 +29,7 @@ def rule(item: Item, locks: Sequence[Item], following: Item, came_from: str | No
     words = [word for word in ("locked", "suspended") if item[word]]
     since = [f"from {shown_moment(item['starts_at'])}"] if item["starts_at"] else []
     until = [f"until {shown_moment(item['expires_at'])}"] if item["expires_at"] else []
-    if facts := [" ".join([*since, *until])] * bool(since or until) + words + ([item["comment"]] if item["comment"] else []):
+    if facts := [fact for fact in (" ".join([*since, *until]), *words, item["comment"]) if fact]:
         yield labelled("", " · ".join(facts))
     if item["moves_to"] and item["state"] in ("letting_go", "gone"):
         yield labelled("moved", f"to rule {item['moves_to']}, which took its place")
