@@ -38,6 +38,34 @@ def test_a_plan_tells_what_is_there_what_moves_and_the_space_after(admin: Admin,
     assert admin.lines("rule", "list") == []
 
 
+def test_a_plan_that_cannot_be_kept_does_not_ask_to_be_declared(admin: Admin, eb: World) -> None:
+    for name in ("bern-t1", "cape-t1"):
+        admin("storage", "set", name, "--write", "off", "--reason", "disk replacement")
+    text = admin("rule", "plan", "test:eb", "--copies", "2", "--on", "tier=1")
+    assert "impossible" in text and "declare it?" not in text and "cannot be kept as things are" in text
+    text = admin("rule", "plan", "test:eb", "--copies", "1", "--on", "cape-t1", "--sources", "bern-t1")
+    assert "declare it?" not in text
+    admin("storage", "set", "cape-t1", "--write", "on")
+    text = admin("rule", "plan", "test:eb", "--copies", "1", "--on", "cape-t1", "--sources", "bern-t1")
+    assert "from nowhere" in text and "no source can be read for some of it" in text and "declare it?" not in text
+
+
+def test_a_container_shows_what_its_datasets_hold(admin: Admin, eb: World) -> None:
+    eb.container("box", "eb")
+    eb.container("all", "box")
+    assert "holds      30 files, 541 B" in admin("did", "show", "test:all")
+    assert {item["did"]: item["files"] for item in admin.lines("did", "list", "test")}["test:box"] == 30
+    assert admin("rule", "plan", "test:all", "--copies", "1", "--on", "tier=1").startswith(
+        " plan for test:all   container, 30 files, "
+    )
+    rule = str(admin.json("rule", "add", "test:all", "--copies", "1", "--on", "bern-t1")["id"])
+    assert admin.json("rule", "add", "test:box", "--copies", "1", "--on", "bern-t1")["files"] == 30
+    assert {item["files"] for item in admin.lines("rule", "list")} == {30}
+    eb.settle()
+    assert admin("rule", "watch", rule).startswith(" ok       1 verified copy of 30 files, at bern-t1")
+    assert admin("rule", "show", rule).startswith(" ok       1 copy of 30 files on bern-t1")
+
+
 def test_a_rule_is_declared_watched_until_it_is_ok_and_shown(admin: Admin, eb: World) -> None:
     text = admin("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", "--spread", "site", "--lifetime", "365d")
     rule = text.split()[1]
@@ -92,7 +120,11 @@ def test_a_rule_is_changed_locked_suspended_and_ended(admin: Admin, eb: World) -
     admin("rule", "set", rule, "--unlock", "--suspend")
     eb.settle()
     assert admin.json("rule", "set", rule, "--resume")["suspended"] is False
-    assert "wait in the undo window" in admin("rule", "cancel", rule)
+    assert "priority 3 → 5, expires_at none → 2026-01-31" in admin("why", "rule", rule)
+    assert "changed by root: locked no → yes" in admin("why", "rule", rule)
+    assert "lets go: what no other rule holds of its 60 replicas waits in the undo window" in admin(
+        "rule", "cancel", rule
+    )
     eb.settle()
     assert "gone" in admin("rule", "watch", rule)
     assert admin.lines("rule", "list", "--state", "gone")[0]["id"] == rule
@@ -108,19 +140,34 @@ def test_a_rule_is_asked_for_more_copies_and_for_fewer(admin: Admin, eb: World) 
     eb.settle()
     assert "surplus released: " in admin("why", rule)
     assert [item["files"] for item in admin.lines("rule", "locks", rule)] == [30]
+    admin("rule", "set", rule, "--copies", "*")
+    assert "copies=*" in admin("rule", "history", rule) and "copies 1 → *" in admin("why", "rule", rule)
+    other = declare(admin, "--spread", "site")
+    error = admin.error("rule", "set", rule, "--copies", "2", status=1)
+    assert (
+        f"rule {other} asks for this already, differently: spread site, not none" in error
+        and "cancel the other" in error
+    )
     assert "4 copies asked, 3 storages match" in admin.error("rule", "set", rule, "--copies", "4", status=2)
 
 
 def test_a_rule_is_moved_and_shows_where_to(admin: Admin, eb: World) -> None:
     old = declare(admin, "--spread", "site")
     eb.settle()
-    assert f"rule {old} stays until it is ok" in admin("rule", "move", old, "cape-t1", "--copies", "1", "--spread", "none")
+    assert f"rule {old} stays until it is ok" in admin(
+        "rule", "move", old, "cape-t1", "--copies", "1", "--spread", "none"
+    )
     new = admin.json("rule", "show", old)["moves_to"]
     assert f"to rule {new}; it stays until that is ok" in admin("rule", "show", old)
     assert f"here from rule {old}" in admin("rule", "show", new)
     assert f"is moving to rule {new} already" in admin.error("rule", "move", old, "bern-t1", status=1)
     eb.settle()
-    assert f"moved to rule {new}" in admin("rule", "show", old)
+    gone = admin("rule", "show", old)
+    assert f"moved    to rule {new}, which took its place" in gone and "stays until" not in gone
+    assert f"moved    here from rule {old}, which let go in its favour" in admin("rule", "show", new)
+    assert "the name of an attribute is wanted" in admin.error(
+        "rule", "move", new, "tier=1", "--weight", "tier=1", status=2
+    )
     assert f"rule {new} is ok and takes its place" in admin("why", old)
     assert "is on cape-t1 already" in admin.error("rule", "move", new, "cape-t1", status=2)
 
@@ -135,11 +182,21 @@ def test_a_rule_that_begins_later_says_when_and_can_be_told_otherwise(admin: Adm
     assert "it begins: the judge places it" in admin("rule", "show", rule)
     assert "begins at 2026-01-02T00:00:00Z" in admin("rule", "set", rule, "--delay", "1d")
     assert "begins at 2026-01-03T00:00:00Z" in admin("rule", "set", rule, "--starts", "2026-01-03T00:00:00Z")
+    assert "begins at 2026-01-03T00:00:00Z" in admin("rule", "set", rule, "--expires", "2026-02-01T00:00:00Z")
+    assert "from 2026-01-03 00:00:00Z until 2026-02-01 00:00:00Z" in admin("rule", "show", rule)
+    error = admin.error("rule", "set", rule, "--starts", "2027-01-01T00:00:00Z", status=2)
+    assert "it would end, at 2026-02-01T00:00:00Z, before it begins" in error and "give its lifetime again" in error
+    assert "begins at 2026-01-03T00:00:00Z" in admin(
+        "rule", "set", rule, "--starts", "2026-01-03T00:00:00Z", "--lifetime", "30d"
+    )
+    error = admin.error("rule", "set", rule, "--starts", "2020-01-01T00:00:00Z", status=2)
+    assert "2020-01-01T00:00:00Z is over: it is 2026-01-01T" in error and "--starts now" in error
     assert "before it begins" in admin.error("rule", "set", rule, "--expires", "2026-01-02T00:00:00Z", status=2)
     assert "begins" not in admin("rule", "set", rule, "--starts", "now")
     eb.settle()
     assert admin("rule", "show", rule).startswith(" ok")
-    assert "has begun" in admin.error("rule", "set", rule, "--delay", "1h", status=1)
+    error = admin.error("rule", "set", rule, "--delay", "1h", status=1)
+    assert "has begun" in error and "its end can be changed" in error
 
 
 def test_the_same_call_with_the_same_key_makes_one_rule(admin: Admin, eb: World) -> None:
@@ -175,11 +232,39 @@ def test_what_is_stuck_is_listed_explained_and_tried_again(admin: Admin, eb: Wor
     eb.run(eb.judge)
     assert admin("rule", "watch", rule, status=1).startswith(" stuck")
     assert f"dlm-admin request list --rule {rule} --state parked" in admin("rule", "show", rule)
+    assert "30 stuck\n" in admin("why", "rule", rule)
     assert "parked ←" in admin("status")
     assert "OUTCOME" in admin("request", "show", first["id"])
     assert "tried" in admin("why", "request", first["id"])
     assert admin("request", "retry", first["id"]) == f"request {first['id']} is tried again now\n"
     assert "29 requests tried again now: 29 parked, 0 waiting" in admin("request", "retry", "--rule", rule)
+
+
+def test_a_rule_shows_all_that_was_asked(admin: Admin, eb: World) -> None:
+    asked = ("--spread", "site", "--weight", "tier", "--grouping", "none", "--sources", "name=perth-t1")
+    rule = declare(admin, *asked)
+    ways = "tier=1, spread site, weight tier, grouping none, copied only from name=perth-t1"
+    assert f"2 copies of 30 files on {ways}" in admin("rule", "show", rule)
+    assert f"2 × {ways} for test:eb" in admin("why", "rule", rule)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--lifetime", "3weeks"), "--lifetime: '3weeks' is no duration"),
+        (("--expires", "tomorrow"), "--expires: 'tomorrow' is no moment"),
+        (("--priority", "9"), "1 (low) to 5 (urgent)"),
+        (("--grouping", "files"), "hint: what stays together: all of it, each dataset, or none"),
+    ],
+)
+def test_what_is_no_value_of_an_option_names_it_and_what_it_takes(
+    admin: Admin, eb: World, words: tuple[str, str], message: str
+) -> None:
+    assert message in admin.error("rule", "add", "test:eb", "--copies", "2", "--on", "tier=1", *words, status=2)
+    assert "--starts: 'later' is no moment" in admin.error("rule", "set", "x", "--starts", "later", status=2)
+    assert "say why, in a few words: --reason TEXT" in admin.error(
+        "storage", "set", "bern-t1", "--write", "off", status=2
+    )
 
 
 @pytest.mark.parametrize(

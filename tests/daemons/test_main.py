@@ -18,7 +18,7 @@ import pytest
 from conveying import Yard
 from dlm import config
 from dlm.daemons import main
-from dlm.db import changes
+from dlm.db import changes, daemons
 from dlm.db.engine import Database
 from dlm.errors import InvalidInput
 from dlm.types import ChangeKind
@@ -138,12 +138,18 @@ def test_a_database_without_the_schema_names_the_way_out(empty_dsn: str) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_daemons_in_order(started: Any, number: signal.Signals) -> None:
+def test_a_signal_ends_the_daemons_in_order_and_nobody_counts_them_any_more(
+    started: Any, dsn: str, number: signal.Signals
+) -> None:
     process = started("all", "--set", "log.format=json")
     log = read_until(process, "started: judge conveyor reaper auditor")
     assert all(json.loads(line)["level"] for line in log.splitlines())
     process.send_signal(number)
     assert process.wait(PATIENCE_S) == 0
+    database = Database(dsn)
+    with database.begin("test") as tx:
+        assert daemons.list_all(tx) == []
+    database.dispose()
 
 
 def test_daemons_wait_for_a_database_that_is_not_there_yet(started: Any) -> None:

@@ -218,7 +218,7 @@ def test_the_breaker_opens_at_the_share_and_a_person_lets_it_go_on(shelves: Shel
     assert reaper.run_once().counts == {"marked": 5, "breakers_opened": 1, "deleted": 5}
     (opened,) = shelves.rows("SELECT id, storage_id, act, reason FROM breaker")
     assert opened[1:3] == (here, "delete")
-    assert opened[3].startswith("10 of 10 files deleted within 3,600 s (100.0 %); 5 are allowed")
+    assert opened[3].startswith("5 of 10 files deleted within 3,600 s, all that are allowed (50 % of the storage); 5 or more")
     shelves.put(other, there, due_s=0)
     assert reaper.run_once().counts == {"marked": 1, "deleted": 1}  # nobody else is stopped
     shelves.advance(1)

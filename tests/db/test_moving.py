@@ -10,7 +10,7 @@ import pytest
 
 from dlm import effects
 from dlm.clock import ManualClock
-from dlm.core import amending, moving, rules, why
+from dlm.core import amending, expression, moving, rules, why
 from dlm.daemons.judge import Judge
 from dlm.db.engine import Database
 from dlm.errors import CannotPlace, Conflict, InvalidInput
@@ -226,11 +226,28 @@ def test_all_but_the_account_and_the_did_can_be_others(world: World) -> None:
     assert there(world) == {"a": 6, "b": 6, "c": 6}
 
 
+@pytest.mark.parametrize(
+    ("was", "to", "is_same"),
+    [
+        ("type=disk&country=AU&site=perth", "site=perth&(country=AU&type=disk)", True),
+        ("(type=disk|a)&site=perth", "site=perth&(a|type=disk)", True),
+        ("a|a", "a", True),
+        ("type=disk&(site=perth|site=bern)", "type=disk&site=perth|site=bern", False),
+        ("*\\type=disk", "type=disk\\*", False),
+        ("a", "name=a", False),  # here they match the same, with other storages they need not
+    ],
+)
+def test_expressions_that_ask_for_the_same_in_another_order_are_known(was: str, to: str, is_same: bool) -> None:
+    assert moving.is_same(expression.parse(was), expression.parse(to)) is is_same
+
+
 def test_moves_that_mean_nothing_or_cannot_be_are_refused_and_nothing_is_changed(world: World) -> None:
     old = world.declare("one", 1, "a|b")
     with pytest.raises(InvalidInput, match="is on a|b already") as same:
         move(world, old, " a | b ", grouping="none")
     assert same.value.field == "storages" and "--copies" in (same.value.hint or "")
+    with pytest.raises(InvalidInput, match="is on a|b already"):
+        move(world, old, "b|a")
     other = world.declare("one", 1, "c")
     with pytest.raises(Conflict, match="asks for this already") as standing:
         move(world, old, "c")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dlm.clock import ManualClock
-from dlm.core import plan, rules
+from dlm.core import dids, plan, rules
 from dlm.db.engine import Database
 from dlm.errors import CannotPlace, Conflict, InvalidInput
 from world import SCOPE, World
@@ -118,6 +118,40 @@ def test_a_plan_says_what_is_impossible_and_why(world: World) -> None:
     assert answer["impossible"]["copies"] == 1
     assert "full" in answer["impossible"]["reason"]
     assert [refused["storage"] for refused in answer["not_chosen"]] == ["tiny"]
+
+
+def test_a_plan_of_a_container_counts_what_its_datasets_hold(world: World) -> None:
+    world.many("origin", 4, "one")
+    world.many("origin", 3, "two", prefix="g")
+    world.container("inner", "one", "two")
+    world.container("box", "inner")
+    world.container("empty")
+    answer = foretell(world, "box", 1, "bern-a")
+    assert (answer["files"], answer["size_bytes"]) == (7, answer["transfers"]["bytes"])
+    with world.begin() as tx:
+        (row,) = dids.list_dids(tx, dids.Filter(SCOPE, pattern="empty"))[0]
+        assert dids.totals_below(tx, [(row.id, row.kind)]) == {row.id: (0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "message", "hint"),
+    [
+        ({"weight": "nosuch"}, "weight", "no storage that matches has 'nosuch'", "they have country, name, phase, shelf, site, type"),
+        ({"weight": "shelf"}, "weight", "shelf='top' of storage shelf is no weight", "a number, 0 or more"),
+        ({"weight": "shelf=3"}, "weight", "no storage that matches has 'shelf=3'", "the name of an attribute is wanted, without a value"),
+        ({"sources": "nosuch"}, "sources", "no storage matches: 'nosuch' is no storage", "dlm-admin storage list"),
+        ({"sources": "orign"}, "sources", "'origin'", "origin matches 1"),
+    ],
+)
+def test_weights_and_sources_that_nothing_has_are_refused_by_plan_and_declaration_alike(
+    world: World, more: dict[str, str], field: str, message: str, hint: str
+) -> None:
+    world.add_storage("shelf", "oslo", type="shelf", attributes={"shelf": "top"})
+    world.many("origin", 1)
+    for ask in (foretell, World.declare):
+        with pytest.raises((CannotPlace, InvalidInput)) as refused:
+            ask(world, "ds", 1, "shelf", **more)
+        assert refused.value.field == field and message in refused.value.detail and hint in refused.value.hint
 
 
 def test_a_plan_refuses_what_a_declaration_refuses(world: World) -> None:

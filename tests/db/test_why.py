@@ -250,6 +250,22 @@ def test_a_storage_tells_its_switches_its_queue_and_its_breakers(world: World) -
     assert "disk replacement" in told and "audit week" in told
 
 
+def test_a_storage_whose_deletions_are_held_says_so_and_tells_no_moment_for_them(world: World) -> None:
+    rule = world.declare("ds", 1, "perth-a")
+    world.settle()
+    world.cancel(rule)
+    world.settle()
+
+    def following() -> str:
+        with world.begin() as tx:
+            return str(why.storage(tx, "perth-a")["next"]["text"])
+
+    assert following() == "the next deletion is due"
+    with world.begin() as tx:
+        breakers.hold(tx, "audit week")
+    assert following() == "nothing is deleted while that is held"
+
+
 def test_a_request_is_named_by_a_public_id_that_leads_back_to_it() -> None:
     assert conveyor.request_id_from_uuid(conveyor.request_uuid(12345)) == 12345
 

@@ -23,7 +23,7 @@ MOST_NOT_RUN = 3
 
 
 class Reader:
-    """Types what the README shows, in an empty home with a few pictures; variables that are exported stay."""
+    """Types what the README shows, in an empty home with a few recordings; variables that are exported stay."""
 
     def __init__(self, directory: Path, empty_dsn: str) -> None:
         self.home = directory
@@ -39,10 +39,10 @@ class Reader:
         self.environment = {**kept, "HOME": str(directory), "PATH": path, "PYTHONPATH": str(CHECKOUT / "lib")}
 
     def prepare(self) -> None:
-        pictures = self.home / "pictures" / "2019"
-        pictures.mkdir(parents=True)
+        recordings = self.home / "recordings" / "2019"
+        recordings.mkdir(parents=True)
         for name in ("harbour", "lake", "market"):
-            (pictures / f"{name}.jpg").write_bytes(name.encode() * 1000)
+            (recordings / f"{name}.wav").write_bytes(name.encode() * 1000)
         (self.home / "var").mkdir()
         port = free_port()
         client = f"[client]\nurl = http://127.0.0.1:{port}\n"

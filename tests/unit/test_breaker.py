@@ -33,9 +33,15 @@ def test_the_reason_has_the_arithmetic() -> None:
     assert reason == "400 of 3,412 files bad or lost within 3,600 s (11.7 %); 341 are allowed (10 % of the storage)"
 
 
+@pytest.mark.parametrize(("before", "batch"), [(0, 60), (20, 40), (34, 26)])
+def test_the_reason_tells_what_was_deleted_and_what_is_held(before: int, batch: int) -> None:
+    told = "34 of 68 files deleted within 3,600 s, all that are allowed (50 % of the storage); 26 or more others are held"
+    assert trips("delete", before, batch, 68 - before, LIMITS) == told
+
+
 def test_the_reason_names_the_floor_and_the_limit() -> None:
-    assert "10 are allowed (the floor in files)" in str(trips("delete", 0, 11, 12, LIMITS))
-    assert "1,000 are allowed (the limit in files)" in str(trips("delete", 0, 1001, 10**6, LIMITS))
+    assert "all that are allowed (the floor in files); 1 or more others" in str(trips("delete", 0, 11, 12, LIMITS))
+    assert "all that are allowed (the limit in files); 1 or more others" in str(trips("delete", 0, 1001, 10**6, LIMITS))
 
 
 def test_the_share_is_of_the_storage_as_the_window_found_it() -> None:

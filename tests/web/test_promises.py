@@ -363,6 +363,12 @@ def test_a_rule_that_cannot_be_is_refused_with_the_field(
 
 def test_a_slip_of_the_pen_is_met_half_way(user: Caller, dataset: str) -> None:
     assert user.post("/rules", wish(copeis=2), 400)["hint"] == "Did you mean copies?"
+    lacking = {key: value for key, value in wish(copys=2).items() if key != "copies"}
+    assert user.post("/rules", lacking, 400)["hint"] == "Did you mean copies?"
+    lacking = {key: value for key, value in wish(expression="*").items() if key != "storages"}
+    assert user.post("/rules", lacking, 400)["hint"] == "missing here: storages"
+    assert user.post("/rules/many", {"rules": [wish(copys=2)]}, 400)["hint"] == "Did you mean copies?"
+    assert user.post("/rules", wish(priority=9), 400)["hint"] == "1 (low) to 5 (urgent)"
     assert "country" in user.post("/rules", wish(storages="contry=AU"), 422)["detail"]
     assert "2 " in user.post("/rules", wish(copies=3), 422)["detail"]
 

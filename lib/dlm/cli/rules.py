@@ -14,7 +14,7 @@ from dlm.cli.client import Client, named
 from dlm.cli.output import Column, Item
 from dlm.cli.progress import Look, watch
 from dlm.cli.session import Noun, Session, pass_session
-from dlm.cli.units import COPIES, DID, DURATION, MOMENT, counted, shown_ago, shown_moment, shown_size
+from dlm.cli.units import COPIES, DID, DURATION, MOMENT, Or, counted, shown_ago, shown_moment, shown_size
 from dlm.errors import InvalidInput
 
 # A person has to do something, or nothing will happen any more: watching longer shows nothing new.
@@ -139,7 +139,8 @@ def show_rule(session: Session, uuid: str) -> None:
     locks = list(session.client.items(named("rules", uuid, "locks"), 1000))
     item = item | {"reason": why["reason"]}
     session.out.object(item | {"next": why["next"]})
-    for line in showing.rule(item, locks, why["next"]):
+    came_from = next((step["from"] for step in why["chain"] if "from" in step), None)
+    for line in showing.rule(item, locks, why["next"], came_from):
         session.out.line(line)
 
 
@@ -187,7 +188,7 @@ def look_at_rule(client: Client, uuid: str, started: float) -> Look:
 @click.argument("uuids", nargs=-1, required=True, metavar="RULE…")
 @pass_session
 def cancel_rules(session: Session, uuids: Sequence[str]) -> None:
-    """End rules: what they alone held waits in the undo window, then goes."""
+    """End rules: what no other rule holds waits in the undo window, then goes."""
     for uuid in uuids:
         before = session.client.get(named("rules", uuid))
         if before["state"] in ("letting_go", "gone"):
@@ -197,7 +198,8 @@ def cancel_rules(session: Session, uuids: Sequence[str]) -> None:
         files = counted(item["progress"]["files"], "replica")
         until = item["undo_until"] and shown_moment(item["undo_until"])
         undo = f"\n undo     until {until}: declare a rule again and everything stays" if until else ""
-        text = f"rule {uuid} lets go: {files} no longer held by it wait in the undo window, then go{undo}"
+        goes = f"what no other rule holds of its {files} waits in the undo window, then goes"
+        text = f"rule {uuid} lets go: {goes if until else 'it held nothing'}{undo}"
         session.out.said(text, item)
 
 
@@ -208,8 +210,10 @@ _SWITCHES = ("locked", "suspended")  # off is something else than not named
 @click.argument("uuid", metavar="RULE")
 @click.option("--copies", type=COPIES, help="More are made; of fewer, the others go once these are verified.")
 @click.option("--delay", type=DURATION, help="Begin after this; only while it has not begun.")
-@click.option("--starts", metavar="MOMENT|now", help="Or the moment it begins.")
-@click.option("--lifetime", metavar="DURATION|forever", help="From now, or from its start.")
+@click.option("--starts", type=Or(MOMENT, "now"), metavar="MOMENT|now", help="Or the moment it begins.")
+@click.option(
+    "--lifetime", type=Or(DURATION, "forever"), metavar="DURATION|forever", help="From now, or from its start."
+)
 @click.option("--expires", type=MOMENT, help="Or the moment it ends.")
 @click.option("--priority", type=int, help="1 (low) to 5 (urgent).")
 @click.option("--comment")
@@ -221,10 +225,9 @@ def set_rule(session: Session, uuid: str, **given: Any) -> None:
     """Change a rule."""
     body = body_of({key: value for key, value in given.items() if key not in _SWITCHES})
     body |= {key: given[key] for key in _SWITCHES if given[key] is not None}
-    if given["lifetime"] is not None:
-        body["lifetime_s"] = None if given["lifetime"] == "forever" else DURATION.convert(given["lifetime"], None, None)
-    if given["starts"] is not None:
-        body["starts_at"] = None if given["starts"] == "now" else MOMENT.convert(given["starts"], None, None)
+    for key, name, word in (("lifetime", "lifetime_s", "forever"), ("starts", "starts_at", "now")):
+        if given[key] == word:
+            body[name] = None
     if not body:
         raise InvalidInput("nothing to change is named", hint="dlm-admin rule set --help")
     item = session.client.patch(named("rules", uuid), body)

@@ -20,19 +20,23 @@ def labelled(label: str, text: str) -> str:
     return f" {coloured(f'{label:<{max(9, len(label) + 2)}}', label)}{safe(text)}"
 
 
-def rule(item: Item, locks: Sequence[Item], following: Item) -> Iterator[str]:
+def rule(item: Item, locks: Sequence[Item], following: Item, came_from: str | None = None) -> Iterator[str]:
     """What is promised, how far it is, why it is not further, what comes next, where to look."""
     progress = item["progress"]
-    spread = f", spread {item['spread']}" if item["spread"] else ""
-    wish = f"{_copies(item)} of {counted(item['files'], 'file')} on {item['storages']}{spread}"
+    wish = f"{_copies(item)} of {counted(item['files'], 'file')} on {item['storages']}{_ways(item)}"
     yield labelled(item["state"], f"{wish}   {item['account']} · since {shown_ago(item['state_since'])}")
     yield labelled("", f"{item['did']}   {_held(progress, locks)}")
     words = [word for word in ("locked", "suspended") if item[word]]
-    if item["expires_at"] or words or item["comment"]:
-        until = [f"until {shown_moment(item['expires_at'])}"] if item["expires_at"] else []
-        yield labelled("", " · ".join([*until, *words, *([item["comment"]] if item["comment"] else [])]))
-    if item["moves_to"]:
+    since = [f"from {shown_moment(item['starts_at'])}"] if item["starts_at"] else []
+    until = [f"until {shown_moment(item['expires_at'])}"] if item["expires_at"] else []
+    if facts := [fact for fact in (" ".join([*since, *until]), *words, item["comment"]) if fact]:
+        yield labelled("", " · ".join(facts))
+    if item["moves_to"] and item["state"] in ("letting_go", "gone"):
+        yield labelled("moved", f"to rule {item['moves_to']}, which took its place")
+    elif item["moves_to"]:
         yield labelled("moves", f"to rule {item['moves_to']}; it stays until that is ok")
+    if came_from and not item["moves_from"]:
+        yield labelled("moved", f"here from rule {came_from}, which let go in its favour")
     if item["moves_from"]:
         yield labelled("moves", f"here from rule {item['moves_from']}, which stays until this one is ok")
     if item["reason"]:
@@ -42,6 +46,13 @@ def rule(item: Item, locks: Sequence[Item], following: Item) -> Iterator[str]:
     if progress["files_stuck"]:
         look.append(f"dlm-admin request list --rule {item['id']} --state parked")
     yield labelled("look", "   ·   ".join(look))
+
+
+def _ways(item: Item) -> str:
+    """', spread site, grouping none, from type=source': what was asked beside how many and where."""
+    asked = [f", {key} {item[key]}" for key in ("spread", "weight") if item[key]]
+    asked += [f", grouping {item['grouping']}"] if item["grouping"] != "dataset" else []
+    return "".join([*asked, f", copied only from {item['sources']}" if item["sources"] else ""])
 
 
 def _copies(item: Item) -> str:
@@ -57,7 +68,7 @@ def _held(progress: Item, locks: Sequence[Item]) -> str:
     parts = [f"{progress['files_ok']:,} of {counted(progress['files'], 'replica')} ok"]
     if progress["files_stuck"]:
         places = sorted({lock["storage"] for lock in locks if lock["files_stuck"]})
-        parts.append(f"{progress['files_stuck']:,} stuck at {' '.join(places[:MOST])}")
+        parts.append(f"{progress['files_stuck']:,} stuck" + (f" at {' '.join(places[:MOST])}" if places else ""))
     if progress["locks_to_fill"]:
         parts.append("still being laid out")
     return " · ".join(parts)
@@ -114,7 +125,16 @@ def plan(item: Item) -> Iterator[str]:
     yield f"   {'charged':<16}{item['account']}  {shown_size(held)}"
     moved = item["transfers"]
     total = f"{counted(moved['files'], 'transfer')}, {shown_size(moved['bytes'])}"
-    yield f" {total}   declare it?  dlm-admin rule add … (same words)"
+    yield f" {total}   {_way_on(item)}"
+
+
+def _way_on(item: Item) -> str:
+    """What to do with the plan: one that cannot be kept as things are is not recommended."""
+    if item["impossible"]:
+        return "it cannot be kept as things are: ask for what can be, or add storages"
+    if any(not source["storages"] for place in item["destinations"] for source in place["from"]):
+        return "it cannot be kept as things are: no source can be read for some of it"
+    return "declare it?  dlm-admin rule add … (same words)"
 
 
 def _there(place: Item) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -18,6 +19,7 @@ FACTORS = {unit.lower(): 1000**power for power, unit in enumerate(DECIMAL)} | {
 }
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:min|[smhdw])\s*)+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(min|[smhdw])")
+Value = TypeVar("Value")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 
 
@@ -105,25 +107,45 @@ def counted(number: int, noun: str) -> str:
 # --------------------------------------------------------------------------------------------- as parameters
 
 
+def _read(read: Callable[[str], Value], text: str, param: click.Parameter | None) -> Value:
+    """What `read` makes of the text; its error names the option."""
+    try:
+        return read(text)
+    except InvalidInput as error:
+        if param is None:
+            raise
+        raise InvalidInput(f"{param.opts[-1]}: {error.detail}", field=param.name, hint=error.hint) from error
+
+
 class Duration(click.ParamType):
     name = "DURATION"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        return value if isinstance(value, int | float) else seconds(value)
+        return value if isinstance(value, int | float) else _read(seconds, value, param)
 
 
 class Size(click.ParamType):
     name = "SIZE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return value if isinstance(value, int) else size_bytes(value)
+        return value if isinstance(value, int) else _read(size_bytes, value, param)
 
 
 class Moment(click.ParamType):
     name = "MOMENT"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return moment(value).isoformat()
+        return _read(moment, value, param).isoformat()
+
+
+class Or(click.ParamType):
+    """What another type reads, or one word, which stays as it is."""
+
+    def __init__(self, type_: click.ParamType, word: str) -> None:
+        self.type_, self.word, self.name = type_, word, f"{type_.name}|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == self.word else self.type_.convert(value, param, ctx)
 
 
 class Copies(click.ParamType):

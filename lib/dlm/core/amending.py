@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
-from dlm.core import expression, rules
+from dlm.core import expression, matching, rules
 from dlm.core.authorize import authorize
+from dlm.core.placement import Wish
 from dlm.db import changes, events, judging, storages
 from dlm.db import rules as rows
 from dlm.db.engine import Tx
@@ -79,7 +80,8 @@ def _new_times(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, An
     start = row.starts_at if rules.waits(tx, row) else None
     if "starts_at" in wanted or "delay_s" in wanted:
         if start is None:
-            raise Conflict(f"rule {row.uuid} has begun", field="starts_at" if "starts_at" in wanted else "delay_s")
+            way = "its end can be changed (--lifetime, --expires); to begin again later, cancel it and declare another"
+            raise Conflict(f"rule {row.uuid} has begun", field="starts_at" if "starts_at" in wanted else "delay_s", hint=way)
         start = rules.start_of(tx, wanted.get("starts_at"), wanted.get("delay_s"))
         values |= {"starts_at": start, "reason": rules.waits_for(start)}
     if "expires_at" in wanted:
@@ -88,16 +90,26 @@ def _new_times(tx: Tx, row: Row[Any], wanted: Mapping[str, Any]) -> dict[str, An
         lifetime = wanted["lifetime_s"]
         values["expires_at"] = None if lifetime is None else (start or tx.now) + timedelta(seconds=lifetime)
     if values and start is not None:
-        rules.check_times(tx, start, None, values.get("expires_at", row.expires_at))
+        _check_end(tx, start, row, values)
     return values
+
+
+def _check_end(tx: Tx, start: datetime, row: Row[Any], values: Mapping[str, Any]) -> None:
+    """Refuse an end before the start. The end stays when the start moves: whether a span or a moment was meant is not known."""
+    try:
+        rules.check_times(tx, start, None, values.get("expires_at", row.expires_at))
+    except InvalidInput as error:
+        if error.field == "expires_at" and "expires_at" not in values:
+            error.hint = "its end stays where it was: give its lifetime again, too (--lifetime 30d, or forever)"
+        raise
 
 
 def _new_copies(tx: Tx, row: Row[Any], copies: int | None) -> dict[str, Any]:
     """The columns that another number of copies sets. More have to be placed, so the rule is declared again."""
     standing = rows.find_standing(tx, row.did_id, row.account_id, row.expression_id, copies or 0)
     if standing is not None:
-        way = f"look at it: dlm-admin rule show {standing.uuid}"
-        raise Conflict(f"rule {standing.uuid} asks for this already", field="copies", hint=way, rule=standing.uuid)
+        way = f"dlm-admin rule show {standing.uuid}; one of the two is enough: cancel the other"
+        raise Conflict(rules.told_standing(tx, standing.uuid, row)[0], field="copies", hint=way, rule=standing.uuid)
     if row.copies is not None and copies is not None and copies < row.copies:
         return {"copies": copies, "surplus_after": 0}
     _check_more(tx, row, copies)
@@ -118,11 +130,10 @@ def _check_more(tx: Tx, row: Row[Any], copies: int | None) -> None:
     held = {lock.storage_id for lock in rows.locked_storages(tx, row.id)}
     if row.copies is None and copies is not None and copies <= len(held):
         return
-    wish = rules.Declaration(did="", copies=copies, storages=row.storages, spread=row.spread)
     snapshot = expression.Snapshot(storages.snapshot(tx))
     parsed = expression.parse(row.storages)
     ids = expression.evaluate(parsed, snapshot)
-    rules.check_matches(wish, parsed, ids, snapshot)
+    matching.check(Wish(0, copies, row.spread), (row.storages, parsed), ids, snapshot)
     left = {storage: size for (_, storage), size in judging.quota_left(tx, [row.account_id]).items()}
     roomy = [id_ for id_ in ids - held if left.get(id_) is None or left[id_] >= max(1, row.size_bytes)]
     wanted = len(ids | held) if copies is None else copies
@@ -135,4 +146,5 @@ def _check_more(tx: Tx, row: Row[Any], copies: int | None) -> None:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
+    facts = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
+    return facts | {"copies": facts["copies"] or "*"} if "copies" in facts else facts

@@ -41,13 +41,14 @@ def trips(act: str, files_in_window: int, batch: int, files_on_storage: int, lim
     if batch <= budget(act, files_in_window, files_on_storage, limits):
         return None
     total = files_on_storage + files_in_window
-    verb = "deleted" if act == "delete" else "bad or lost"
-    percent = 100 * (files_in_window + batch) / max(1, total)
     most = allowed(act, total, limits)
-    return (
-        f"{files_in_window + batch:,} of {total:,} files {verb} within {limits.window_s:,.0f} s ({percent:.1f} %); "
-        f"{most:,} are allowed ({_why(act, most, limits)})"
-    )
+    why, window = _why(act, most, limits), f"within {limits.window_s:,.0f} s"
+    if act == "delete":  # what the window has room for goes still: only the others are held
+        gone = files_in_window + budget(act, files_in_window, files_on_storage, limits)
+        held = files_in_window + batch - gone
+        return f"{gone:,} of {total:,} files deleted {window}, all that are allowed ({why}); {held:,} or more others are held"
+    percent = 100 * (files_in_window + batch) / max(1, total)
+    return f"{files_in_window + batch:,} of {total:,} files bad or lost {window} ({percent:.1f} %); {most:,} are allowed ({why})"
 
 
 def _why(act: str, most: int, limits: Limits) -> str:

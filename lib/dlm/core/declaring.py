@@ -28,4 +28,5 @@ def declare_each(tx: Tx, asked: Sequence[Asked]) -> list[dict[str, Any]]:
     """
     made = cases.declare(tx, [call.wish for call in asked], request_ids=[call.request_id for call in asked])
     rows = rules.get_by_uuids(tx, [rule.id for rule in made])
-    return [cases.shown(rows[rule.id]) | {"progress": dict(NOTHING_YET)} for rule in made]
+    shown = cases.shown_many(tx, [rows[rule.id] for rule in made])
+    return [each | {"progress": dict(NOTHING_YET)} for each in shown]

@@ -6,7 +6,7 @@ collections that hold it: what a container or dataset promises about its content
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -109,6 +109,13 @@ def parents(tx: Tx, scope: str, name: str, page: Page = FIRST_PAGE) -> tuple[Seq
     """(the collections that hold the DID directly, cursor of the next page)."""
     rows = dids.parents(tx, get(tx, scope, name).id, cursor_id(page.after) or 0, page.limit)
     return rows, str(rows[-1].id) if len(rows) == page.limit else None
+
+
+def totals_below(tx: Tx, items: Iterable[tuple[int, str]]) -> dict[int, tuple[int, int]]:
+    """(files, bytes) of those of the (id, kind) that are containers: the sum over the datasets below each; at most one
+    statement. A file in two of them counts twice: to count files once would be to read them all."""
+    containers = {id_ for id_, kind in items if kind == DidKind.CONTAINER}
+    return dids.totals_below(tx, containers) if containers else {}
 
 
 def _shown(ref: Ref) -> str:

@@ -8,7 +8,7 @@ when B or C is ok, whichever comes first, and B when C is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -67,10 +67,37 @@ def _refuse(tx: Tx, old: Row[Any], wanted: Mapping[str, Any]) -> None:
     if old.moves_to is not None:
         way = f"move that one, or take this move back: dlm-admin rule cancel {old.moves_to}"
         raise Conflict(f"rule {old.uuid} is moving to rule {old.moves_to} already", field="rule", hint=way, rule=old.moves_to)
-    text = expression.canonical(expression.parse(wanted["storages"], "storages"))
-    if text == old.storages and wanted.get("copies", old.copies) == old.copies:
+    parsed = expression.parse(wanted["storages"], "storages")
+    if is_same(parsed, expression.parse(old.storages)) and wanted.get("copies", old.copies) == old.copies:
         way = f"another number of copies: dlm-admin rule set {old.uuid} --copies …"
-        raise InvalidInput(f"rule {old.uuid} is on {text} already", field="storages", hint=way)
+        raise InvalidInput(f"rule {old.uuid} is on {old.storages} already", field="storages", hint=way)
+
+
+def is_same(one: expression.Expression, other: expression.Expression) -> bool:
+    """True when the two ask for the same, the order of what stands between `&`, or between `|`, aside.
+
+    Not when they only match the same now: whoever moves from a name to an attribute means what will match later.
+    """
+    numbers: dict[Hashable, int] = {}
+    return _shape(one, numbers) == _shape(other, numbers)
+
+
+def _shape(parsed: expression.Expression, numbers: dict[Hashable, int]) -> tuple[expression.Op | None, frozenset[int]]:
+    """The last operator and its operands, each by the number it has in `numbers`, so that nothing recurses."""
+    stack: list[tuple[expression.Op | None, frozenset[int]]] = []
+    for item in parsed.postfix:
+        if not isinstance(item, expression.Op):
+            stack.append((None, frozenset({numbers.setdefault(item, len(numbers))})))
+            continue
+        right, left = stack.pop(), stack.pop()
+        if item == expression.Op.EXCEPT:
+            stack.append((None, frozenset({numbers.setdefault((item, left, right), len(numbers))})))
+            continue
+        operands: set[int] = set()
+        for side in (left, right):
+            operands |= side[1] if side[0] in (item, None) else {numbers.setdefault(side, len(numbers))}
+        stack.append((item if len(operands) > 1 else None, frozenset(operands)))
+    return stack.pop()
 
 
 def _wish(old: Row[Any], wanted: Mapping[str, Any], idempotency_key: str | None) -> Declaration:

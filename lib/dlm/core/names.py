@@ -38,7 +38,8 @@ def check_text(text: str | None, field: str, *, required: bool = False) -> None:
     """Refuse free text that is too long, does not print, or is missing where it is required."""
     if text is None or not text.strip():
         if required:
-            raise InvalidInput(f"{field} is missing", field=field, hint="say why, in a few words")
+            hint = "say why, in a few words: --reason TEXT" if field == "reason" else "leave it out, or write a word"
+            raise InvalidInput(f"{field} is missing", field=field, hint=hint)
         return
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InvalidInput(

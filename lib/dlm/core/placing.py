@@ -436,8 +436,6 @@ def _count(tx: Tx, due: Sequence[Row[Any]], limits: Limits) -> Counts:
 
 def _summed(rows: Sequence[Row[Any]], parked_reason: str | None) -> Copies:
     """One rule's copies over its storages; nothing is held where there are no rows."""
-    if not rows:
-        return Copies()
     return Copies(
         files=sum(row.files for row in rows),
         ok=sum(row.ok for row in rows),

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
-from dlm.core import conveyor, judge, placing, rules
+from dlm.core import conveyor, dids, judge, placing, rules
 from dlm.core.placement import Rejection
 from dlm.core.rules import Declaration
 from dlm.core.view import World
@@ -95,13 +95,15 @@ def _rehearse_files(tx: Tx, row: Row[Any], world: World, rehearsal: Rehearsal) -
 
 def _shown(tx: Tx, rule: Row[Any], rehearsal: Rehearsal, outlook: Sequence[Row[Any]], world: World) -> dict[str, Any]:
     allowed = None if rule.sources is None else frozenset(storage.id for storage in world.matching(rule.sources))
+    below = dids.totals_below(tx, [(rule.did_id, rule.kind)])
+    files, size_bytes = below.get(rule.did_id, (rule.files, rule.size_bytes))
     destinations = [_destination(storage_id, rows, world, allowed) for storage_id, rows in _by_storage(outlook).items()]
     return {
         "at": tx.now,
         "did": f"{rule.scope}:{rule.name}",
         "kind": rule.kind,
-        "files": rule.files,
-        "size_bytes": rule.size_bytes,
+        "files": files,
+        "size_bytes": size_bytes,
         "copies": rule.copies or "*",
         "storages": rule.storages,
         "grouping": rule.grouping,

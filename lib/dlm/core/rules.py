@@ -3,7 +3,6 @@ find out."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,18 +11,17 @@ from typing import Any, NoReturn
 from sqlalchemy.engine import Row
 
 from dlm import did as codec
-from dlm.core import dids, expression, names, retries
+from dlm.core import dids, expression, matching, names, retries
 from dlm.core.accounts import id_of
 from dlm.core.authorize import authorize
+from dlm.core.placement import Wish
 from dlm.core.storages import get_storage
 from dlm.db import changes, events, judging, rules, storages, tracing
 from dlm.db.engine import Tx
-from dlm.errors import CannotPlace, Conflict, InvalidInput, NotFound, QuotaExceeded, Transient
-from dlm.types import Grouping, Page, RuleState, Storage
+from dlm.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, Transient
+from dlm.types import Grouping, Page, RuleState
 
 MAX_COPIES = 1000
-DOMAINS = ("site", "country", "type", "phase", "name")  # what copies can differ in, besides attributes
-_WORD = re.compile(r"[A-Za-z0-9_.-]+")
 MAX_COMMENT = 1000
 MAX_LIFETIME_S = 1000 * 366 * 86_400
 MAX_KEY = 200
@@ -144,16 +142,16 @@ def check_times(tx: Tx, starts_at: datetime | None, delay_s: float | None, expir
     """Refuse a start or an end that is over, an end before the start (the promise would be lost without a word), and a start
     so late that no lifetime can be counted from it."""
     if expires_at is not None and expires_at <= tx.now:
-        raise InvalidInput(f"{expires_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {told(tx.now)}", field=f"{at}expires_at", hint=OVER)
+        raise InvalidInput(f"{told(expires_at)} is over: it is {told(tx.now)}", field=f"{at}expires_at", hint=OVER)
     if starts_at is not None and starts_at <= tx.now:
-        hint = "leave it out to begin at once"
-        raise InvalidInput(f"{starts_at:%Y-%m-%dT%H:%M:%S%z} is over: it is {told(tx.now)}", field=f"{at}starts_at", hint=hint)
+        hint = "to begin at once leave it out; if the rule stands: dlm-admin rule set RULE --starts now"
+        raise InvalidInput(f"{told(starts_at)} is over: it is {told(tx.now)}", field=f"{at}starts_at", hint=hint)
     if starts_at is not None and starts_at > tx.now + timedelta(seconds=MAX_LIFETIME_S):
         raise InvalidInput(f"{told(starts_at)} is too far away", field=f"{at}starts_at", hint="up to 1000 years from now")
     start = start_of(tx, starts_at, delay_s)
     if start is not None and expires_at is not None and expires_at <= start:
         detail = f"it would end, at {told(expires_at)}, before it begins, at {told(start)}"
-        raise InvalidInput(detail, field=f"{at}expires_at", hint="a lifetime counts from its start")
+        raise InvalidInput(detail, field=f"{at}expires_at", hint="name a later end, or its lifetime: that counts from the start")
 
 
 def start_of(tx: Tx, starts_at: datetime | None, delay_s: float | None) -> datetime | None:
@@ -198,13 +196,14 @@ def _prepare(tx: Tx, wishes: Sequence[Declaration], owners: Sequence[int], calls
         at = _field(wishes, index)
         parsed = expression.parse(wish.storages, f"{at}storages")
         ids = expression.evaluate(parsed, snapshot)
-        check_matches(wish, parsed, ids, snapshot, at)
+        matching.check(Wish(0, wish.copies, wish.spread, wish.weight), (wish.storages, parsed), ids, snapshot, at)
         check_quota(wish, row, ids, {k[1]: v for k, v in quota.items() if k[0] == owners[index]}, at)
         source = None
         if wish.sources is not None:
             parsed_source = expression.parse(wish.sources, f"{at}sources")
             source = expression.canonical(parsed_source)
             matches[source] = sorted(expression.evaluate(parsed_source, snapshot))
+            matching.check_any((wish.sources, parsed_source), matches[source], snapshot, f"{at}sources")
         canon.append((expression.canonical(parsed), source))
         matches[canon[-1][0]] = sorted(ids)
     expression_ids = rules.ensure_expressions(tx, matches)
@@ -243,50 +242,6 @@ def _row(tx: Tx, wish: Declaration, did_id: int, account_id: int, call: retries.
     )
 
 
-def check_matches(
-    wish: Declaration, parsed: expression.Expression, ids: frozenset[int], snapshot: expression.Snapshot, at: str = ""
-) -> None:
-    """Refuse an expression that matches nothing, or fewer storages than copies are asked."""
-    matching = [storage for storage in snapshot.storages if storage.id in ids]
-    if not matching:
-        hints = expression.check(parsed, snapshot)
-        why = "; ".join(hint.text for hint in hints) or "no storage has all that is asked"
-        way = _corrected(wish.storages, hints, snapshot) or "see: dlm-admin storage list"
-        raise CannotPlace(f"no storage matches: {why}", field=f"{at}storages", hint=way)
-    domains = matching if wish.spread is None else {_domain(storage, wish.spread) for storage in matching} - {None}
-    if wish.spread is not None and not domains:
-        keys = {key for storage in matching for key in storage.attributes} | set(DOMAINS)
-        hint = names.meant(wish.spread, keys) or f"they have {', '.join(sorted(keys))}"
-        raise CannotPlace(f"no storage that matches has {wish.spread!r}", field=f"{at}spread", hint=hint)
-    if wish.copies is not None and wish.copies > len(domains):
-        known = " ".join(storage.name for storage in matching[:10])
-        noun = "storage matches" if len(domains) == 1 else "storages match"
-        what = noun if wish.spread is None else f"different values of {wish.spread} among those that match"
-        raise CannotPlace(
-            f"{wish.copies} copies asked, {len(domains)} {what} ({known})",
-            field=f"{at}copies",
-            hint="ask for fewer copies, or widen the expression",
-        )
-
-
-def _corrected(text: str, hints: Sequence[expression.Hint], snapshot: expression.Snapshot) -> str | None:
-    """What the expression would match with the words that were probably meant; None when that is not known."""
-    for hint in reversed(hints):  # from the right, so that the columns before it stay
-        word = _WORD.match(text, hint.column - 1)
-        if hint.suggestion is None or word is None:
-            return None
-        text = text[: word.start()] + hint.suggestion + text[word.end() :]
-    try:
-        number = len(expression.evaluate(expression.parse(text), snapshot))
-    except InvalidInput:
-        return None
-    return f"{text} matches {number}" if hints and number else None
-
-
-def _domain(storage: Storage, key: str) -> str | None:
-    return getattr(storage, key) if key in DOMAINS else storage.attributes.get(key)
-
-
 def check_quota(wish: Declaration, did: Row[Any], ids: frozenset[int], left: Mapping[int, int], at: str) -> None:
     roomy = [id_ for id_ in ids if left.get(id_) is None or left[id_] >= did.size_bytes > -1 and left[id_] > 0]
     wanted = len(ids) if wish.copies is None else wish.copies
@@ -309,16 +264,20 @@ def _refuse_standing(
     standing = rules.find_standing(tx, *new[index].wish)
     if standing is None:
         raise Transient("another call declared or ended this rule meanwhile", hint="declare it again")
-    differs = _differences(rules.get(tx, standing.uuid), new[index])
+    detail, differs = told_standing(tx, standing.uuid, new[index])
     way = f"change it: dlm-admin rule set {standing.uuid} --lifetime …" if differs else f"look at it: dlm-admin rule show {standing.uuid}"
     if differs and not differs[-1].startswith("ends"):  # only its end can be changed
         way = f"dlm-admin rule show {standing.uuid}; to have it otherwise, cancel it and declare this one"
-    detail = f"rule {standing.uuid} asks for this already"
-    detail = f"{detail}, differently: {', '.join(differs)}" if differs else detail
     raise Conflict(detail, field=f"{at}did", hint=way, rule=standing.uuid)
 
 
-def _differences(standing: Row[Any] | None, new: rules.NewRule) -> list[str]:
+def told_standing(tx: Tx, uuid: str, new: rules.NewRule | Row[Any]) -> tuple[str, list[str]]:
+    """That a rule asks for this already, in words, and what it has otherwise than the one asked for; one statement."""
+    differs = _differences(rules.get(tx, uuid), new)
+    return f"rule {uuid} asks for this already" + (f", differently: {', '.join(differs)}" if differs else ""), differs
+
+
+def _differences(standing: Row[Any] | None, new: rules.NewRule | Row[Any]) -> list[str]:
     """What the standing rule has otherwise than the one asked for, its end last."""
     if standing is None:
         return []
@@ -360,10 +319,10 @@ def require(tx: Tx, uuid: str, *, hold: bool = False) -> Row[Any]:
 
 
 def get(tx: Tx, uuid: str) -> dict[str, Any]:
-    """One rule with its progress, JSON-ready; two statements."""
+    """One rule with its progress, JSON-ready; two statements, three of a container."""
     row = require(tx, uuid)
     seen = rules.progress(tx, row.id)
-    return shown(row) | {
+    return shown_many(tx, [row])[0] | {
         "progress": {
             "locks": seen.locks,
             "locks_to_fill": seen.locks_to_fill,
@@ -375,14 +334,19 @@ def get(tx: Tx, uuid: str) -> dict[str, Any]:
     }
 
 
-def shown(row: Row[Any]) -> dict[str, Any]:
-    """A rule's row as people and machines see it."""
+def shown_many(tx: Tx, rows: Sequence[Row[Any]]) -> list[dict[str, Any]]:
+    """Rules' rows as people and machines see them; one statement where a rule is on a container, else none."""
+    below = dids.totals_below(tx, [(row.did_id, row.kind) for row in rows])
+    return [_shown(row, *below.get(row.did_id, (row.files, row.size_bytes))) for row in rows]
+
+
+def _shown(row: Row[Any], files: int, size_bytes: int) -> dict[str, Any]:
     return {
         "id": row.uuid,
         "did": f"{row.scope}:{row.name}",
         "kind": row.kind,
-        "files": row.files,
-        "size_bytes": row.size_bytes,
+        "files": files,
+        "size_bytes": size_bytes,
         "account": row.account,
         "copies": row.copies or "*",
         "storages": row.storages,
@@ -420,7 +384,7 @@ def list_rules(
         tx, did_id=did_id, account=account, state=state, storage_id=storage_id, before_id=before, limit=page.limit + 1
     )
     more = str(found[page.limit - 1].id) if len(found) > page.limit else None
-    return [shown(row) for row in found[: page.limit]], more
+    return shown_many(tx, found[: page.limit]), more
 
 
 def locks(tx: Tx, uuid: str, page: Page = names.FIRST_PAGE) -> tuple[list[dict[str, Any]], str | None]:

@@ -6,7 +6,7 @@ first, and `next` (`at`, `text`). `step` is one of wanted, decided, tried, check
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlalchemy.engine import Row
 from dlm.core import conveyor, dids, names, rules, storages
 from dlm.db import events, requests, tracing
 from dlm.db.engine import Tx
-from dlm.types import DidKind, ReplicaState, RequestState, RuleState
+from dlm.types import DidKind, Grouping, ReplicaState, RequestState, RuleState
 
 MOST = 20  # attempts and proofs shown
 MOST_ENDED = 3  # rules shown that are gone
@@ -249,7 +249,8 @@ def rule(tx: Tx, uuid: str) -> dict[str, Any]:
     """Why a rule is in its state: what was decided where and why, what is missing, what is next."""
     row = rules.require(tx, uuid)
     shown = rules.get(tx, uuid)
-    chain = [_step("wanted", row.created_at, f"{row.account} asks {row.copies or '*'} × {row.storages} for {shown['did']}")]
+    asked = f"{row.account} asks {row.copies or '*'} × {row.storages}{_ways(row)} for {shown['did']}"
+    chain = [_step("wanted", row.created_at, asked)]
     happened = reversed(events.list_for(tx, "rule", row.id, MOST))
     chain += [_happened(event) for event in happened if event.action != "declared"]
     waiting = tracing.rule_requests(tx, row.id, MOST)
@@ -266,6 +267,13 @@ def rule(tx: Tx, uuid: str) -> dict[str, Any]:
         "chain": chain,
         "next": _next(row.next_judge_at, _BEGINS if rules.waits(tx, row) else _NEXT_OF_RULE[RuleState(row.state)]),
     }
+
+
+def _ways(row: Row[Any]) -> str:
+    """What a rule asks beside how many copies and where."""
+    ways = [f", {key} {value}" for key in ("spread", "weight") if (value := getattr(row, key))]
+    ways += [f", grouping {row.grouping}"] if row.grouping != Grouping.DATASET else []
+    return "".join([*ways, f", copied only from {row.sources}" if row.sources else ""])
 
 
 def _files(number: int) -> str:
@@ -295,8 +303,22 @@ def _happened(event: Row[Any]) -> Step:
         return _step("decided", event.at, _MOVES[event.action].format(**facts), **facts)
     if event.action == "placed":
         return _step("decided", event.at, f"{facts.get('files')} files were shared out", **facts)
+    if event.action == "changed":
+        return _step("decided", event.at, f"changed by {event.actor}: {_changes(event.before or {}, facts)}")
     reason = f": {facts['reason']}" if facts.get("reason") else ""
     return _step("held" if event.action in _STATES else "decided", event.at, f"{event.action} by {event.actor}{reason}")
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """'copies 2 → 3, priority 3 → 5': what a person changed, without the state that follows from it."""
+    told = [name for name in after if name not in ("state", "reason")] or list(after)
+    return ", ".join(f"{name.removeprefix('is_')} {_plain(before.get(name))} → {_plain(after[name])}" for name in told)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 # --- a request, a storage --------------------------------------------------------------------------------------
@@ -349,7 +371,7 @@ def storage(tx: Tx, name: str) -> dict[str, Any]:
         "requests": load.requests or {},
         "tombstoned": load.tombstoned,
         "chain": chain,
-        "next": _next_of_storage(load),
+        "next": _next_of_storage(row, load),
     }
 
 
@@ -359,6 +381,9 @@ def copies_wait(number: int, error_class: str, example: str | None = None) -> st
     return f"{text} ({example})" if example else text
 
 
-def _next_of_storage(load: Row[Any]) -> dict[str, Any]:
-    found = _soonest([_next(load.next_attempt_at, "the next copy to it is due"), _next(load.next_tombstone_at, "the next deletion is due")])
-    return found or _next(None, "nothing is due")
+def _next_of_storage(row: Row[Any], load: Row[Any]) -> dict[str, Any]:
+    is_held = not row.can_delete or not row.is_available or any(breaker["act"] == "delete" for breaker in load.breakers or [])
+    due = [_next(load.next_attempt_at, "the next copy to it is due")]
+    due += [] if is_held else [_next(load.next_tombstone_at, "the next deletion is due")]
+    nothing = "nothing is deleted while that is held" if is_held and load.tombstoned else "nothing is due"
+    return _soonest(due) or _next(None, nothing)

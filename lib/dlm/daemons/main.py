@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +22,7 @@ from dlm.daemons.conveyor import Conveyor
 from dlm.daemons.judge import Judge
 from dlm.daemons.loop import Daemon, Pass
 from dlm.daemons.reaper import Reaper
+from dlm.db import daemons as daemon_rows
 from dlm.db import migrate
 from dlm.db.engine import Database
 from dlm.db.opening import open_database, revisions
@@ -99,6 +103,8 @@ def _run(daemons: Sequence[Daemon], database: Database, stop: threading.Event) -
     finally:
         for daemon in daemons:
             _finish(daemon)
+    with contextlib.suppress(Transient), database.begin("daemon.ended") as tx:
+        daemon_rows.forget(tx, [daemon.name for daemon in daemons], socket.gethostname(), os.getpid())
     log.info("stopped")
 
 

@@ -23,6 +23,16 @@ def seen(tx: Tx, name: str, host: str, pid: int, counts: Mapping[str, int]) -> N
     )
 
 
+def forget(tx: Tx, names: Sequence[str], host: str, pid: int) -> None:
+    """Take away what was seen of the process's daemons, which end in order; one statement."""
+    tx.run(
+        "DELETE FROM daemon WHERE name = ANY (%(names)s::text[]) AND host = %(host)s AND pid = %(pid)s",
+        names=list(names),
+        host=host,
+        pid=pid,
+    )
+
+
 def list_all(tx: Tx) -> Sequence[Row[Any]]:
     """Every daemon process seen in the last day, newest first; one statement."""
     return tx.rows(

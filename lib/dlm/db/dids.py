@@ -43,6 +43,21 @@ def datasets_below(tx: Tx, did_ids: Iterable[int]) -> Sequence[Row[Any]]:
     )
 
 
+def totals_below(tx: Tx, container_ids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """(files, bytes) of the datasets below each container, each dataset once; one statement that reads no file."""
+    rows = tx.rows(
+        """WITH RECURSIVE below (root_id, did_id, kind) AS (
+               SELECT id, id, 'container'::did_kind FROM unnest(%(ids)s::bigint[]) AS r (id)
+                UNION
+               SELECT b.root_id, d.id, d.kind
+                 FROM below b JOIN attachment a ON a.parent_id = b.did_id AND b.kind = 'container' JOIN did d ON d.id = a.child_id)
+           SELECT b.root_id, coalesce(sum(d.files), 0)::bigint AS files, coalesce(sum(d.size_bytes), 0)::bigint AS size_bytes
+             FROM below b LEFT JOIN did d ON d.id = b.did_id AND d.kind = 'dataset' GROUP BY 1""",
+        ids=arrays.integers(container_ids),
+    )
+    return {row.root_id: (row.files, row.size_bytes) for row in rows}
+
+
 def ancestors(tx: Tx, did_ids: Iterable[int]) -> Sequence[Row[Any]]:
     """(did_id, ancestor_id) for every collection that each DID is in, at any depth, and itself; one statement."""
     return tx.rows(

@@ -27,6 +27,7 @@ from dlm.web.problem import MAX_FIELDS, MIMETYPE
 
 MAX_PAGE = 1000
 UNKNOWN = "Unknown field."
+MISSING = fields.Field.default_error_messages["required"]
 
 
 class Answer(Schema):
@@ -76,10 +77,10 @@ class Parser(FlaskParser):
         return read_json(req)
 
     def handle_error(self, error: Any, req: Request, schema: Schema, **kwargs: Any) -> NoReturn:
-        faults = list(_faults(next(iter(error.messages.values()))))
-        where, what = faults[0]
+        faults = sorted(_faults(next(iter(error.messages.values()))), key=lambda fault: fault[1] != UNKNOWN)
+        where, what = faults[0]  # an unknown field first: it may be the one that is missing, misspelt
         listed = [{"field": name, "detail": text} for name, text in faults[:MAX_FIELDS]]
-        hint = _meant(where, schema) if what == UNKNOWN else None
+        hint = _meant(where, schema, faults) if what == UNKNOWN else _described(where, schema)
         raise InvalidInput(f"{where}: {what}", field=where, hint=hint, fields=listed) from error
 
 
@@ -161,8 +162,23 @@ def _faults(messages: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield path or "body", str(text)
 
 
-def _meant(where: str, schema: Schema) -> str:
-    """What the unknown field may have been meant to be."""
+def _described(where: str, schema: Schema) -> str | None:
+    """What the API's documentation says of the field."""
+    field = schema.fields.get(where)
+    return field.metadata.get("description") if field is not None else None
+
+
+def _meant(where: str, schema: Schema, faults: list[tuple[str, str]]) -> str:
+    """What the unknown field may have been meant to be; rather one that is missing than one that is only alike."""
+    level, _, name = where.rpartition(".")
+    missing = [path.rpartition(".")[2] for path, what in faults if what == MISSING and path.rpartition(".")[0] == level]
+    if missing:
+        near = get_close_matches(name, missing, n=1)
+        return f"Did you mean {near[0]}?" if near else f"missing here: {', '.join(missing)}"
+    for step in where.split(".")[:-1]:  # rules[0].copys: the names known there
+        outer = schema.fields.get(step.partition("[")[0])
+        nested = outer.inner if isinstance(outer, fields.List) else outer
+        schema = nested.schema if isinstance(nested, fields.Nested) else schema
     names = sorted(field.data_key or name for name, field in schema.fields.items())
-    near = get_close_matches(where.rpartition(".")[2], names, n=1)
+    near = get_close_matches(name, names, n=1)
     return f"Did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"

@@ -6,7 +6,7 @@ is its scope and its name with all its slashes, so that no name can be taken for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import Response
@@ -64,7 +64,9 @@ class Did(Answer):
     kind = fields.String(required=True)
     account = fields.String(required=True)
     size_bytes = fields.Integer(required=True)
-    files = fields.Integer(required=True)
+    files = fields.Integer(
+        required=True, metadata={"description": "of a container: the sum over the datasets below it"}
+    )
     adler32 = fields.String(required=True, allow_none=True)
     md5 = fields.String(required=True, allow_none=True)
     sha256 = fields.String(required=True, allow_none=True)
@@ -98,9 +100,20 @@ class DetachedCount(Answer):
     removed = fields.Integer(required=True)
 
 
-def _did(row: Any) -> dict[str, Any]:
+def _dids(tx: Tx, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """The rows as they are answered; what a container holds is counted below it."""
+    below = dids.totals_below(tx, [(row.id, row.kind) for row in rows])
+    return [_did(row, *below.get(row.id, (row.files, row.size_bytes))) for row in rows]
+
+
+def _did(row: Any, files: int, size_bytes: int) -> dict[str, Any]:
     shown = {name: getattr(row, name) for name in Did._declared_fields if name != "did"}
-    return {"did": f"{row.scope}:{row.name}", **shown, "metadata": row.metadata or {}}
+    totals = {"files": files, "size_bytes": size_bytes}
+    return {"did": f"{row.scope}:{row.name}", **shown, **totals, "metadata": row.metadata or {}}
+
+
+def _page(tx: Tx, rows: Sequence[Any], cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+    return _dids(tx, rows), cursor
 
 
 def _new(body: Mapping[str, Any], field: str) -> dids.NewCollection:
@@ -128,7 +141,7 @@ def add_did(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """Make a dataset or container; files come with their first replica"""
     with as_one("dids[0]"), begin("did.add") as tx:
         item = _add(tx, [body])[0]
-        return _did(dids.get(tx, item.scope, item.name)), 201
+        return _dids(tx, [dids.get(tx, item.scope, item.name)])[0], 201
 
 
 @blp.route("/dids/many", methods=["POST"])
@@ -152,7 +165,7 @@ def list_dids(query: dict[str, Any]) -> Any:
     kind = DidKind(query["kind"]) if "kind" in query else None
     asked = parse(query["filter"]) if "filter" in query else None
     which = dids.Filter(query["scope"], query.get("name"), kind, asked)
-    return listed("did.list", lambda tx, page: dids.list_dids(tx, which, page), page, _did)
+    return listed("did.list", lambda tx, page: _page(tx, *dids.list_dids(tx, which, page)), page)
 
 
 @blp.route("/dids/<scope>/<path:name>")
@@ -161,7 +174,7 @@ def list_dids(query: dict[str, Any]) -> Any:
 def show_did(scope: str, name: str) -> dict[str, Any]:
     """One DID, ended or not"""
     with begin("did.show") as tx:
-        return _did(dids.get(tx, scope, name))
+        return _dids(tx, [dids.get(tx, scope, name)])[0]
 
 
 @blp.route("/dids/<scope>/<path:name>", methods=["PATCH"])
@@ -176,7 +189,7 @@ def set_did(body: dict[str, Any], scope: str, name: str) -> dict[str, Any]:
             dids.set_open(tx, scope, name, body["is_open"])
         if "expires_at" in body:
             dids.set_expiry(tx, scope, name, body["expires_at"])
-        return _did(dids.get(tx, scope, name))
+        return _dids(tx, [dids.get(tx, scope, name)])[0]
 
 
 @blp.route("/dids/<scope>/<path:name>", methods=["DELETE"])
@@ -216,7 +229,7 @@ def set_metadata(body: Any, scope: str, name: str) -> dict[str, Any]:
 @blp.answers(DidPage, streams=True)
 def list_contents(query: dict[str, Any], scope: str, name: str) -> Any:
     """What a dataset or container holds directly"""
-    return listed("did.contents", lambda tx, page: dids.contents(tx, scope, name, page), page_of(query), _did)
+    return listed("did.contents", lambda tx, page: _page(tx, *dids.contents(tx, scope, name, page)), page_of(query))
 
 
 @blp.route("/contents/<scope>/<path:name>", methods=["POST"])
@@ -250,4 +263,4 @@ def detach(body: dict[str, Any], scope: str, name: str) -> dict[str, Any]:
 @blp.answers(DidPage, streams=True)
 def list_parents(query: dict[str, Any], scope: str, name: str) -> Any:
     """The collections that hold a DID directly"""
-    return listed("did.parents", lambda tx, page: dids.parents(tx, scope, name, page), page_of(query), _did)
+    return listed("did.parents", lambda tx, page: _page(tx, *dids.parents(tx, scope, name, page)), page_of(query))

@@ -25,6 +25,8 @@ KEY = {
     "description": "any text; the same request with the same key makes no second rule",
 }
 LIFETIME_S = 1000 * 366 * 86_400
+TOGETHER = "what stays together: all of it, each dataset, or none, so that each file is placed by itself"
+URGENCY = "1 (low) to 5 (urgent)"
 
 
 class Copies(fields.Raw):
@@ -46,7 +48,7 @@ class RuleBody(Schema):
     did = Words(4096, required=True, metadata={"example": "ska:eb-m001-20260711"})
     copies = Copies(required=True)
     storages = Words(4096, least=0, required=True, metadata={"example": "tier=1&country=AU"})
-    grouping = One(Grouping, load_default=str(Grouping.DATASET))
+    grouping = One(Grouping, load_default=str(Grouping.DATASET), metadata={"description": TOGETHER})
     spread = Words(500, allow_none=True, metadata={"description": "copies differ in this key", "example": "site"})
     weight = Words(500, allow_none=True)
     sources = Words(4096, allow_none=True, metadata={"description": "copy only from storages that match"})
@@ -54,7 +56,7 @@ class RuleBody(Schema):
     delay_s = Number(0, LIFETIME_S, allow_none=True, metadata={"description": "or so long from now"})
     lifetime_s = Number(0, LIFETIME_S, allow_none=True, metadata={"description": "from its start"})
     expires_at = Moment(allow_none=True)
-    priority = Whole(1, 5, load_default=3)
+    priority = Whole(1, 5, load_default=3, metadata={"description": URGENCY})
     activity = Words(500, load_default="default")
     account = Words(64, allow_none=True, metadata={"description": "who is charged; default: the caller"})
     comment = Words(1000, least=0, allow_none=True)
@@ -73,7 +75,7 @@ class RuleChange(Schema):
     lifetime_s = Number(
         0, LIFETIME_S, allow_none=True, metadata={"description": "from now, or from its start; null: for ever"}
     )
-    priority = Whole(1, 5)
+    priority = Whole(1, 5, metadata={"description": URGENCY})
     comment = Words(1000, least=0, allow_none=True)
     activity = Words(500)
     suspended = Flag()
@@ -83,7 +85,7 @@ class RuleChange(Schema):
 class MoveBody(Schema):
     storages = Words(4096, least=0, required=True, metadata={"example": "tier=2&country=AU"})
     copies = Copies()
-    grouping = One(Grouping)
+    grouping = One(Grouping, metadata={"description": TOGETHER})
     spread = Words(500, allow_none=True)
     weight = Words(500, allow_none=True)
     sources = Words(4096, allow_none=True)
@@ -100,7 +102,9 @@ class Rule(Answer):
     id = fields.UUID(required=True)
     did = fields.String(required=True)
     kind = fields.String(required=True)
-    files = fields.Integer(required=True)
+    files = fields.Integer(
+        required=True, metadata={"description": "of its DID; of a container: the sum over the datasets below it"}
+    )
     size_bytes = fields.Integer(required=True)
     account = fields.String(required=True)
     copies = Copies(required=True)
@@ -294,7 +298,7 @@ def move_rule(body: dict[str, Any], rule: str) -> tuple[dict[str, Any], int]:
 @permission("rule.cancel")
 @blp.answers(CancelledRule)
 def cancel_rule(rule: str) -> dict[str, Any]:
-    """Begin the end of a rule: what it alone held waits in the undo window, then goes"""
+    """Begin the end of a rule: what no other rule holds waits in the undo window, then goes"""
     with begin("rule.cancel") as tx:
         own(rules.require(tx, rule).account)
         rules.cancel(tx, rule)
