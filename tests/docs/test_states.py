@@ -9,7 +9,7 @@ from enum import StrEnum
 import pytest
 
 from dlm import types
-from dlm.db import models
+from dlm.db.models import deleting
 from pages import DOCS, first_column, sections
 
 PAGE = sections(DOCS / "states.md")
@@ -35,6 +35,6 @@ def test_every_line_says_something(enum: type[StrEnum]) -> None:
 
 
 def test_the_states_of_a_check_are_those_the_schema_allows() -> None:
-    (constraint,) = models.audit.c.state.constraints
+    (constraint,) = deleting.audit.c.state.constraints
     allowed = re.findall(r"'(\w+)'", str(constraint.sqltext))
     assert sorted(first_column(section("Check of a storage"))) == sorted(allowed)
