@@ -50,6 +50,7 @@ class Visitor:
     def interrupt(self, after: str) -> str:
         """Run it, press Ctrl-C when it says `after`, and return what it said."""
         command = self.command()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a script inherits it ignored
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=self.environment) as tour:
             assert tour.stdout is not None
