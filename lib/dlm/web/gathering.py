@@ -1,7 +1,8 @@
 """Calls that come while another one of their kind is under way are carried out together, in one transaction.
 
-Nobody waits for company: who comes first goes alone. What comes meanwhile would wait for a processor, or for the disk,
-anyway; the next turn takes all of it, so that what a transaction costs is shared by those who wait for it.
+Who comes first goes alone. What comes meanwhile would wait for a processor, or for the disk, anyway; the next turn takes
+all of it, so that what a transaction costs is shared by those who wait for it. A turn that had company waits a moment for
+as much again, as their clients come back together; one without it never waits.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from dlm.errors import DlmError, Transient
 
 MOST = 100  # calls in one turn
+LINGER_S = 0.004  # for the company of the turn before
+MOST_KEYS = 1000  # whose company is remembered
 
 CarryOut = Callable[[Sequence[Any]], Sequence[Any]]
 
@@ -31,6 +34,8 @@ class _Queue:
     turn: threading.Lock = field(default_factory=threading.Lock)
     waiting: list[_Call] = field(default_factory=list)
     callers: int = 0
+    company: int = 1  # the calls of the last turn
+    is_met: threading.Event = field(default_factory=threading.Event)  # as many wait again
 
 
 class Gathering:
@@ -39,6 +44,7 @@ class Gathering:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._queues: dict[Hashable, _Queue] = {}
+        self._company: dict[Hashable, int] = {}  # of those who had some, while nobody asks
 
     def ask(self, key: Hashable, item: Any, carry_out: CarryOut) -> Any:
         """The answer to this item. `carry_out` answers each of the items it is given, or does nothing and raises.
@@ -50,6 +56,7 @@ class Gathering:
         try:
             with queue.turn:
                 while not call.had_turn:
+                    queue.is_met.wait(LINGER_S)
                     _turn(self._take(queue), carry_out)
         finally:
             self._leave(key, queue)
@@ -59,21 +66,34 @@ class Gathering:
 
     def _enter(self, key: Hashable, call: _Call) -> _Queue:
         with self._lock:
-            queue = self._queues.setdefault(key, _Queue())
+            queue = self._queues.get(key)
+            if queue is None:
+                queue = self._queues[key] = _Queue(company=self._company.get(key, 1))
             queue.callers += 1
             queue.waiting.append(call)
+            if len(queue.waiting) >= queue.company:
+                queue.is_met.set()
         return queue
 
     def _take(self, queue: _Queue) -> list[_Call]:
         with self._lock:
             taken, queue.waiting = queue.waiting[:MOST], queue.waiting[MOST:]
+            queue.company = max(1, len(taken))
+            if len(queue.waiting) < queue.company:
+                queue.is_met.clear()
         return taken
 
     def _leave(self, key: Hashable, queue: _Queue) -> None:
         with self._lock:
             queue.callers -= 1
-            if not queue.callers:
-                del self._queues[key]
+            if queue.callers:
+                return
+            del self._queues[key]
+            self._company.pop(key, None)
+            if queue.company > 1:
+                if len(self._company) >= MOST_KEYS:
+                    self._company.clear()
+                self._company[key] = queue.company
 
 
 def _turn(calls: Sequence[_Call], carry_out: CarryOut) -> None:
