@@ -27,14 +27,13 @@ class _Call:
     answer: Any = None
     failure: DlmError | None = None
     had_turn: bool = False
+    go: threading.Event = field(default_factory=threading.Event)  # it had its turn, or leads the next
 
 
 @dataclass(slots=True)
 class _Queue:
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    waiting: list[_Call] = field(default_factory=list)
-    callers: int = 0
-    company: int = 1  # the calls of the last turn
+    company: int  # the calls of the last turn
+    waiting: list[_Call] = field(default_factory=list)  # the first of them leads the next turn, or the one at hand began
     is_met: threading.Event = field(default_factory=threading.Event)  # as many wait again
 
 
@@ -44,7 +43,7 @@ class Gathering:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._queues: dict[Hashable, _Queue] = {}
-        self._company: dict[Hashable, int] = {}  # of those who had some, while nobody asks
+        self._company: dict[Hashable, int] = {}  # of keys that had some, while nobody asks
 
     def ask(self, key: Hashable, item: Any, carry_out: CarryOut) -> Any:
         """The answer to this item. `carry_out` answers each of the items it is given, or does nothing and raises.
@@ -53,13 +52,9 @@ class Gathering:
         """
         call = _Call(item)
         queue = self._enter(key, call)
-        try:
-            with queue.turn:
-                while not call.had_turn:
-                    queue.is_met.wait(LINGER_S)
-                    _turn(self._take(queue), carry_out)
-        finally:
-            self._leave(key, queue)
+        call.go.wait()
+        if not call.had_turn:
+            self._lead(key, queue, carry_out)
         if call.failure is not None:
             raise call.failure
         return carry_out([item])[0] if call.answer is None else call.answer
@@ -68,28 +63,33 @@ class Gathering:
         with self._lock:
             queue = self._queues.get(key)
             if queue is None:
-                queue = self._queues[key] = _Queue(company=self._company.get(key, 1))
-            queue.callers += 1
+                queue = self._queues[key] = _Queue(self._company.pop(key, 1))
+                call.go.set()
             queue.waiting.append(call)
             if len(queue.waiting) >= queue.company:
                 queue.is_met.set()
         return queue
 
-    def _take(self, queue: _Queue) -> list[_Call]:
+    def _lead(self, key: Hashable, queue: _Queue, carry_out: CarryOut) -> None:
+        """Carry out what waits, the leader's own call among it, and let the next one lead."""
+        queue.is_met.wait(LINGER_S)
         with self._lock:
             taken, queue.waiting = queue.waiting[:MOST], queue.waiting[MOST:]
-            queue.company = max(1, len(taken))
-            if len(queue.waiting) < queue.company:
-                queue.is_met.clear()
-        return taken
+            queue.company = len(taken)
+            queue.is_met.clear()
+        try:
+            _turn(taken, carry_out)
+        finally:
+            for call in taken:
+                call.go.set()
+            self._pass_on(key, queue)
 
-    def _leave(self, key: Hashable, queue: _Queue) -> None:
+    def _pass_on(self, key: Hashable, queue: _Queue) -> None:
         with self._lock:
-            queue.callers -= 1
-            if queue.callers:
+            if queue.waiting:
+                queue.waiting[0].go.set()
                 return
             del self._queues[key]
-            self._company.pop(key, None)
             if queue.company > 1:
                 if len(self._company) >= MOST_KEYS:
                     self._company.clear()
