@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from dlm.errors import InvalidInput, Transient
+from dlm.web import gathering
 from dlm.web.gathering import CarryOut, Gathering
 
 WAIT_S = 30
@@ -16,7 +17,7 @@ WAIT_S = 30
 
 def together(items: Sequence[str], carry_out: CarryOut) -> tuple[list[Future[str]], list[list[str]]]:
     """The outcomes of calls that all came while a first one had its turn, and the turns that were taken."""
-    gathering, began, may_end = Gathering(), threading.Event(), threading.Event()
+    calls, began, may_end = Gathering(), threading.Event(), threading.Event()
     turns: list[list[str]] = []
 
     def first(asked: Sequence[str]) -> list[str]:
@@ -29,12 +30,12 @@ def together(items: Sequence[str], carry_out: CarryOut) -> tuple[list[Future[str
         return list(carry_out(asked))
 
     with ThreadPoolExecutor(len(items) + 1) as pool:
-        alone = pool.submit(gathering.ask, "key", "first", first)
+        alone = pool.submit(calls.ask, "key", "first", first)
         assert began.wait(WAIT_S)
-        outcomes = [pool.submit(gathering.ask, "key", item, counted) for item in items]
-        wait_until(lambda: len(gathering._queues["key"].waiting) == len(items))
+        outcomes = [pool.submit(calls.ask, "key", item, counted) for item in items]
+        wait_until(lambda: len(calls._queues["key"].waiting) == len(items))
         may_end.set()
-    assert alone.result() == "first" and not gathering._queues
+    assert alone.result() == "first" and not calls._queues
     return outcomes, turns
 
 
@@ -94,3 +95,35 @@ def test_other_keys_do_not_wait() -> None:
         return [gathering.ask("other", item, lambda inner: list(inner)) for item in asked]
 
     assert gathering.ask("key", "a", asks_another) == "a"
+
+
+def test_a_turn_waits_for_as_much_company_as_the_last_one_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "LINGER_S", WAIT_S)
+    calls, turns = Gathering(), []
+
+    def counted(asked: Sequence[str]) -> list[str]:
+        turns.append(sorted(asked))
+        return list(asked)
+
+    calls._company["key"] = 3
+    with ThreadPoolExecutor(3) as pool:
+        outcomes = [pool.submit(calls.ask, "key", item, counted) for item in "abc"]
+    assert [outcome.result() for outcome in outcomes] == ["a", "b", "c"] and turns == [["a", "b", "c"]]
+
+
+def test_who_stays_alone_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Gathering()
+    calls._company["key"] = 3
+    monkeypatch.setattr(gathering, "LINGER_S", 0.01)
+    assert calls.ask("key", "a", list) == "a"
+    monkeypatch.setattr(gathering, "LINGER_S", WAIT_S)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(calls.ask, "key", "b", list).result(WAIT_S / 2) == "b"
+    assert not calls._company and not calls._queues
+
+
+def test_the_company_of_few_keys_is_remembered() -> None:
+    calls = Gathering()
+    for number in range(3 * gathering.MOST_KEYS):
+        calls._pass_on(str(number), calls._queues.setdefault(str(number), gathering._Queue(2)))
+    assert len(calls._company) <= gathering.MOST_KEYS
