@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ log = logging.getLogger("dlm.daemon")
 
 DATABASE_PAUSE_S = 2.0
 LISTEN_S = 5.0  # a listener notices within this that it is to end; nobody waits for it
+END_S = 1.0  # and the process within this that a signal came
 RECORD_PAUSES_S = (0.2, 1.0, 3.0)
 
 Recorded = TypeVar("Recorded")
@@ -128,8 +130,11 @@ class Loop(threading.Thread):
                 with psycopg.connect(address, autocommit=True, connect_timeout=5) as connection:
                     connection.execute(f"LISTEN {changes.CHANNEL.format(daemon=self.work.name)}")
                     self._wake.set()  # something may have come while nobody listened
+                    poll = select.poll()  # psycopg's own wait looks ten times a second
+                    poll.register(connection.fileno(), select.POLLIN)
                     while not self.stop.is_set():
-                        for _ in connection.notifies(timeout=LISTEN_S, stop_after=1):
+                        poll.poll(LISTEN_S * 1000)
+                        for _ in connection.notifies(timeout=0):
                             self._wake.set()
             except psycopg.Error:
                 self.stop.wait(DATABASE_PAUSE_S)
@@ -142,7 +147,7 @@ def run(daemons: list[Daemon], database: Database, stop: threading.Event) -> Non
         loop.start()
     for loop in loops:
         while loop.is_alive():
-            loop.join(0.5)
+            loop.join(END_S)
             if stop.is_set():
                 for each in loops:
                     each.wake()

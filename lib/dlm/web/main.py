@@ -33,7 +33,7 @@ log = logging.getLogger("dlm.web")
 GRACE_S = 10.0
 END_S = 5.0  # on top of that, until a process that is told to end is killed
 BACKLOG = 1024
-TURN_S = 0.2
+TURN_S = 1.0  # until it is noticed that a signal came
 MAX_CONNECTIONS = 1000  # idle or slow ones cost a socket, not a thread
 MAX_UNSENT_BYTES = 2 << 20  # of one answer: whoever writes it waits for its reader then
 
