@@ -37,9 +37,9 @@ REST_S = 120  # the daemons may take this long to come to rest after the load
 JUDGED_WITHIN_S = 60
 WARM_S = 60  # until then modules are loaded and pools filled: no growth is told from it
 GROWTH = 1.3  # resident memory in the last fifth of the run, against the first fifth after that
-EPILOG = """Prints what was done, the memory of each daemon (MB), the longest that a rule waited for its judge, how long it took
-to come to rest, and `faults`: deadlocks, broken invariants, memory that grew (told of runs of 3 minutes and more). Exit status 1
-when there are any."""
+EPILOG = """Prints what was done, the memory of each daemon (MB), the longest that a rule waited for its judge, how many files
+were registered and not read yet at the end of the load, how long it took to come to rest, and `faults`: deadlocks, broken
+invariants, memory that grew (told of runs of 3 minutes and more). Exit status 1 when there are any."""
 CONFIG = """[reaper]
 undo_window_s = 2
 [breaker]
@@ -57,6 +57,7 @@ class Watch:
     memory_mb: dict[str, list[float]] = field(default_factory=dict)
     oldest_unjudged_s: float = 0.0
     queue: list[int] = field(default_factory=list)
+    unverified: int = 0
 
 
 # --- the load --------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def rest(database: Database, logs: Path) -> float:
 
 
 def unfinished(tx: Tx) -> dict[str, int]:
-    """How many rows of each kind still wait for a daemon."""
+    """How many rows of each kind still wait for a daemon; what was registered and is to be read is the storage's pace."""
     row = tx.one(
         """SELECT (SELECT count(*) FROM change) AS changes,
                   (SELECT count(*) FROM request WHERE state <> 'parked') AS requests,
@@ -239,10 +240,15 @@ def unfinished(tx: Tx) -> dict[str, int]:
                   (SELECT count(*) FROM rule WHERE state = 'declared') AS declared,
                   (SELECT count(*) FROM rule WHERE state = 'letting_go') AS letting_go,
                   (SELECT count(*) FROM rule WHERE state = 'replicating') AS replicating,
-                  (SELECT count(*) FROM replica WHERE tombstone_at <= %(now)s) AS due,
-                  (SELECT count(*) FROM replica WHERE state = 'unverified') AS unverified"""
+                  (SELECT count(*) FROM replica WHERE tombstone_at <= %(now)s) AS due"""
     )
     return dict(row._mapping)
+
+
+def unverified(database: Database) -> int:
+    """Files registered that the auditors did not read yet: how far the writers are ahead of them."""
+    with database.begin("soak.unverified") as tx:
+        return int(tx.scalar("SELECT count(*) FROM replica WHERE state = 'unverified'"))
 
 
 def deadlock_reports(log: Path) -> list[str]:
@@ -309,6 +315,7 @@ def soak(dsn: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
                 time.sleep(SAMPLE_S)
                 look(database, daemons, watch)
             end(writers, stop)
+            watch.unverified = unverified(database)
             rested_s = rest(database, root)
         finally:
             end(writers, stop)
@@ -353,6 +360,7 @@ def report(watch: Watch, done: dict[str, int], rested_s: float, deadlocked: int,
         "memory": memory,
         "slowest_judged_s": round(watch.oldest_unjudged_s, 2),
         "requests_waiting_max": max(watch.queue, default=0),
+        "unverified_at_end": watch.unverified,
         "rested_s": round(rested_s, 1),
         "deadlocks": deadlocked,
         "faults": faults,

@@ -102,6 +102,7 @@ class Settings:
 
     auditor_interval_s: float = setting(10.0, "s", "longest sleep between two looks for work", 0.01, 3600)
     auditor_batch: int = setting(500, "replicas", "replicas verified in one pass", 1, 100_000)
+    auditor_threads: int = setting(4, "threads", "replicas of one storage read at the same time", 1, 64)
     auditor_lease_s: float = setting(300.0, "s", "time within which a taken verification must end", 1, DAY)
     auditor_cycle_s: float = setting(30 * 86400.0, "s", "every replica is verified again within", 1, 3650 * DAY)
     auditor_probes: int = setting(2, "probes", "times a file must be missed before it counts as lost", 1, 10)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -53,3 +54,30 @@ class Abreast:
         if failures:
             raise failures[0]
         return dict(results)
+
+
+def spread(act: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
+    """What `act` returns for each item, in order, from so many threads; the first exception, after all have ended.
+
+    Threads that do not hold the process when it ends, unlike those of a ThreadPoolExecutor: a storage may hang them.
+    """
+    results: dict[int, Result] = {}
+    failures: list[BaseException] = []
+
+    def work(first: int) -> None:
+        for index in range(first, len(items), threads):
+            if failures:
+                return
+            try:
+                results[index] = act(items[index])
+            except BaseException as failure:  # noqa: BLE001 - a thread's boundary: raised again below
+                failures.append(failure)
+
+    at_work = [threading.Thread(target=work, args=(first,), daemon=True) for first in range(min(threads, len(items)))]
+    for thread in at_work:
+        thread.start()
+    for thread in at_work:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return [results[index] for index in range(len(items))]

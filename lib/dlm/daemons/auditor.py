@@ -19,7 +19,7 @@ from dlm import effects
 from dlm.config import Settings
 from dlm.core import audit, credentials
 from dlm.core.audit import Answer, Verdict
-from dlm.daemons.abreast import Abreast
+from dlm.daemons.abreast import Abreast, spread
 from dlm.daemons.loop import Pass
 from dlm.daemons.reaper import breaker_limits
 from dlm.db import audits, breakers, usage
@@ -243,8 +243,9 @@ class Auditor:
         tokens: dict[tuple[int, int], datetime] | None = None,
     ) -> dict[int, list[Answer]]:
         """The answers of each storage; Unavailable when one went away, or did not answer in time."""
+        probes, threads = self.settings.auditor_probes, self.settings.auditor_threads
         tasks = {
-            storage: partial(_examine_storage, ref, items, with_checksum, self.settings.auditor_probes, tokens or {})
+            storage: partial(_examine_storage, ref, items, with_checksum, probes, threads, tokens or {})
             for storage, (ref, items) in work.items()
         }
         effects.point("auditor.examine:before")
@@ -269,6 +270,7 @@ def _examine_storage(
     items: Sequence[Item],
     with_checksum: bool,
     probes: int,
+    threads: int,
     tokens: dict[tuple[int, int], datetime],
 ) -> list[Answer]:
     """An answer for each replica, in order; what looks wrong is looked at again, `probes` times in all."""
@@ -278,7 +280,8 @@ def _examine_storage(
     if reason is not None:
         raise Unavailable(reason)
     protocol = open_protocol(ref)
-    answers = {item.did_id: _examine_one(protocol, item, with_checksum) for item in items}
+    examined = spread(lambda item: _examine_one(protocol, item, with_checksum), items, threads)
+    answers = {answer.item.did_id: answer for answer in examined}
     for _ in range(probes - 1):
         # After all others, so that some time has passed.
         for did_id in [answer.item.did_id for answer in audit.found_wrong(answers.values())]:
