@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from dlm import config, protocols, transfertools
+from dlm import config, protocols
+from dlm.core import mover
 from dlm.daemons.conveyor import Conveyor
 from dlm.protocols.posix import PosixProtocol
 from dlm.transfertools import Copy, Outcome
@@ -50,7 +51,7 @@ class NullTool(Transfertool):
 
 def convey(place: Place) -> None:
     protocols._ADAPTERS["null"] = NullProtocol
-    transfertools._TOOLS["null", "null"] = lambda threads: NullTool()
+    mover.select = lambda *schemes, **options: NullTool()  # type: ignore[assignment]
     conveyor = Conveyor(place.database, config.load(None, {}, {}))
     done = 0
     while arrived := conveyor.run_once().counts.get("done", 0):
