@@ -242,7 +242,7 @@ def unfinished(tx: Tx) -> dict[str, int]:
                   (SELECT count(*) FROM rule WHERE state = 'replicating') AS replicating,
                   (SELECT count(*) FROM replica WHERE tombstone_at <= %(now)s) AS due"""
     )
-    return dict(row._mapping)
+    return row._asdict()
 
 
 def unverified(database: Database) -> int:

@@ -40,7 +40,7 @@ def finish(shelves: Shelves, auditor: Auditor, audit_id: int) -> dict[str, objec
             row = audits.get(tx, audit_id)
         assert row is not None
         if row.state != "running":
-            return dict(row._mapping)
+            return row._asdict()
     raise AssertionError("the check does not end")
 
 

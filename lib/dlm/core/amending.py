@@ -48,7 +48,7 @@ def update(tx: Tx, uuid: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
     if "priority" in values:
         rows.raise_requests(tx, row.id)
     told = values.keys() - {"surplus_after", "place_after"}  # cursors of the judge's say nothing to people
-    before, after = ({name: of[name] for name in values if name in told} for of in (row._mapping, values))
+    before, after = ({name: of[name] for name in values if name in told} for of in (row._asdict(), values))
     events.record(tx, "rule", row.id, "changed", before=_plain(before), after=_plain(after))
     changes.wake(tx, "judge")
     return rules.get(tx, uuid)

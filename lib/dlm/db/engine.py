@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
 from psycopg.types.string import TextLoader
 from sqlalchemy.engine import Connection, Row
@@ -66,9 +67,9 @@ class Tx:
             yield from result
 
     @property
-    def cursor(self) -> psycopg.Cursor[Any]:
-        """The driver's own cursor on this transaction's connection, for COPY."""
-        return self.connection.connection.cursor()  # type: ignore[return-value]
+    def driver(self) -> psycopg.Connection[Any]:
+        """The driver's own connection, in this transaction."""
+        return self.connection.connection.dbapi_connection  # type: ignore[return-value]
 
     def lock_session(self, key: int) -> None:
         """Hold the advisory lock `key` until the transaction ends."""
@@ -127,7 +128,7 @@ class Database:
         Errors of the database leave as ours: a broken constraint as Conflict, what may pass as Transient.
         """
         try:
-            with self.engine.connect() as connection:
+            with self._connected() as connection:
                 tx = Tx(connection, self.clock.now(connection), actor, vault=self.vault)
                 yield tx
                 if not commit:
@@ -136,13 +137,25 @@ class Database:
                 effects.point(f"{name}:before-commit")
                 connection.commit()
             effects.point(f"{name}:after-commit")
-        except sa.exc.DBAPIError as error:
+        except (psycopg.Error, sa.exc.DBAPIError) as error:
             ours = translated(error)
-            if isinstance(ours, Transient) and not getattr(error.orig, "sqlstate", None):
+            if isinstance(ours, Transient) and not getattr(cause_of(error), "sqlstate", None):
                 ours.hint = ours.hint or self.way_out
             raise ours from error
         except sa.exc.TimeoutError as error:
             raise Transient("all database connections are in use") from error
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """A connection in a transaction; the pool forgets one that the server has closed."""
+        with self.engine.connect() as connection:
+            connection.begin()  # what the driver executes by itself would not begin it for SQLAlchemy
+            try:
+                yield connection
+            except psycopg.OperationalError as error:
+                if connection.connection.dbapi_connection.broken:
+                    connection.invalidate(error)
+                raise
 
     def wait_until_up(self, timeout_s: float, pause_s: float = 0.5) -> None:
         """Return once the database answers; Transient after `timeout_s`."""
@@ -211,9 +224,14 @@ def _away(said: str) -> str:
     return f"the database{where} does not answer{f': {cause}' if cause else ' at the moment'}"
 
 
-def translated(error: sa.exc.DBAPIError) -> DlmError:
+def cause_of(error: Exception) -> BaseException | None:
+    """The driver's error, which SQLAlchemy may have wrapped."""
+    return error.orig if isinstance(error, sa.exc.DBAPIError) else error
+
+
+def translated(error: Exception) -> DlmError:
     """The error of ours that tells the caller what to do about a database error."""
-    cause = error.orig
+    cause = cause_of(error)
     state = getattr(cause, "sqlstate", None) or ""
     diag = getattr(cause, "diag", None)
     constraint = getattr(diag, "constraint_name", None)

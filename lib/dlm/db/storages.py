@@ -60,7 +60,7 @@ def protocols(tx: Tx, storage_ids: Iterable[int] | None = None) -> dict[int, Pro
             ORDER BY s.id, p.priority DESC, p.id""",
         ids=ids,
     )
-    return {row.storage_id: ProtocolRef(**row._mapping) for row in rows}
+    return {row.storage_id: ProtocolRef(**row._asdict()) for row in rows}
 
 
 def set_available(tx: Tx, storage_id: int, reason: str | None) -> bool:
