@@ -42,20 +42,26 @@ class Tx:
     statements: int = field(default=0)
     vault: Vault = field(default_factory=Vault)  # what secrets are opened with; without keys, as it is made here
 
-    def run(self, sql: str, **values: Any) -> sa.CursorResult[Any]:
-        """Execute one statement; dicts must be wrapped with `json()`; lists become arrays (cast them)."""
+    def run(self, sql: str, **values: Any) -> psycopg.Cursor[Any]:
+        """Execute one statement; dicts must be wrapped with `json()`; lists become arrays (cast them).
+
+        By the driver: what SQLAlchemy makes of each statement's result took an eighth of a POST's processor time.
+        """
         self.statements += 1
         values["now"] = self.now
-        return self.connection.exec_driver_sql(sql, values)
+        cursor = self.driver.cursor(row_factory=namedtuple_row)
+        cursor.execute(sql, values)
+        return cursor
 
     def rows(self, sql: str, **values: Any) -> Sequence[Row[Any]]:
         return self.run(sql, **values).fetchall()
 
     def one(self, sql: str, **values: Any) -> Row[Any] | None:
-        return self.run(sql, **values).first()
+        return self.run(sql, **values).fetchone()
 
     def scalar(self, sql: str, **values: Any) -> Any:
-        return self.run(sql, **values).scalar()
+        row = self.one(sql, **values)
+        return None if row is None else row[0]
 
     def stream(self, sql: str, size: int = 1000, **values: Any) -> Iterator[Row[Any]]:
         """Rows through a server-side cursor, `size` at a time: memory stays flat."""
@@ -153,7 +159,7 @@ class Database:
             try:
                 yield connection
             except psycopg.OperationalError as error:
-                if connection.connection.dbapi_connection.broken:
+                if getattr(connection.connection.dbapi_connection, "broken", True):
                     connection.invalidate(error)
                 raise
 
