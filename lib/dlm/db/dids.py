@@ -135,7 +135,7 @@ def list_in_scope(tx: Tx, scope_id: int, wanted: Wanted, after: str = "", limit:
         return f"%(v{len(values) - 1})s"
 
     if wanted.like is not None or wanted.query is not None:
-        tx.run("SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true)")
+        tx.run("SELECT set_config('plan_cache_mode', 'force_custom_plan', true) AS plans, set_config('jit', 'off', true) AS jit")
     base = "d.scope_id = %(scope_id)s AND d.name > %(after)s AND d.deleted_at IS NULL"
     if wanted.like is not None:
         base += f" AND d.name LIKE {bind(wanted.like)}"

@@ -244,6 +244,8 @@ def translated(error: Exception) -> DlmError:
     if constraint in _CONSTRAINTS:
         known = _CONSTRAINTS[constraint]
         return type(known)(known.detail, field=known.field, hint=known.hint)
+    if not state and not isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError)):
+        raise error  # the driver refuses what we gave it: a fault of ours
     if not state or state[:2] in ("08", "57"):
         return Transient(_away(str(cause)))
     if state.startswith(_PASSING):
