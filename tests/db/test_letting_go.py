@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ from dlm.clock import ManualClock
 from dlm.core import consequences, placing, recording
 from dlm.core.placing import Limits
 from dlm.daemons import conveyor as conveyor_daemon
+from dlm.db import letting_go
 from dlm.db.engine import Database, Tx
+from dlm.db.usage import StorageDelta
 from world import World
 
 
@@ -83,4 +85,47 @@ def test_a_path_rests_to_the_end_though_the_replica_is_wanted_let_go_and_wanted_
     world.check()
     world.later(901)
     assert world.state(again) == "ok" and world.path("there", "f0").exists()
+    world.check()
+
+
+def tombstone(world: World) -> datetime:
+    with world.begin() as tx:
+        moment = tx.scalar("SELECT tombstone_at FROM replica r JOIN storage s ON s.id = r.storage_id WHERE s.name = 'there'")
+    assert isinstance(moment, datetime)
+    return moment
+
+
+def test_the_window_is_counted_from_the_last_rule_that_ended_and_written_once_for_those_that_end_together(
+    world: World, clock: ManualClock
+) -> None:
+    rules = [world.declare("ds", 1, wish) for wish in ("there", "there|there", "there|there|there")]
+    world.run(world.judge, world.conveyor, world.judge)
+    with world.begin() as tx:
+        tx.run("UPDATE storage SET undo_window_s = 1000")
+    world.cancel(rules[0])
+    world.cancel(rules[1])
+    clock.advance(5)
+    world.run(world.judge)
+    assert not tombstoned(world)  # the third rule holds it
+    world.cancel(rules[2])
+    clock.advance(10)
+    world.run(world.judge)
+    first = tombstone(world)
+
+    again = [world.declare("ds", 1, wish) for wish in ("there", "there|there")]
+    world.run(world.judge)
+    clock.advance(100)
+    world.cancel(again[0])
+    world.run(world.judge)
+    world.cancel(again[1])
+    world.run(world.judge)
+    assert tombstone(world) == first + timedelta(seconds=100)
+    clock.advance(7)
+    with world.begin() as tx:
+        ended = [row.id for row in tx.rows("SELECT id FROM rule")]
+        tx.run("UPDATE rule SET state = 'letting_go'")
+        place = {"dids": [world.did_id("f0")], "storages": [world.storage_id("there")], "undo_window_s": 1000}
+        assert letting_go.let_go(tx, letting_go.PAIRS, StorageDelta(), rule_ids=ended, **place) == 0
+        assert letting_go.let_go(tx, letting_go.PAIRS, StorageDelta(), **place) == 1
+        tx.connection.rollback()
     world.check()

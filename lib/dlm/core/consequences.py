@@ -185,6 +185,7 @@ def let_go_small(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, boo
         letting_go.LOCKS,
         delta,
         undo_window_s=undo_window_s,
+        rule_ids=sorted({lock.rule_id for lock in locks}),
         dids=[lock.did_id for lock in locks],
         storages=[lock.storage_id for lock in locks],
     )
@@ -205,6 +206,7 @@ def let_go_large(tx: Tx, limits: Limits, undo_window_s: float) -> tuple[int, boo
         letting_go.LAST_CHUNK if upto is None else letting_go.CHUNK,
         delta,
         undo_window_s=undo_window_s,
+        rule_ids=sorted({lock.rule_id for lock in locks}),
         did_id=locks[0].did_id,
         after=locks[0].fill_after,
         upto=filling.LAST if upto is None else upto,

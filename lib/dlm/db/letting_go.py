@@ -41,11 +41,17 @@ LOCKS = f"""
     SELECT unnest(c.file_ids), l.storage_id FROM l JOIN change c ON c.kind = 'detached' AND c.did_id = l.did_id"""
 PAIRS = "SELECT did_id, storage_id FROM unnest(%(dids)s::bigint[], %(storages)s::int[]) AS p (did_id, storage_id)"
 
+# A tombstone that leaves the whole window since the rules ended stays: where twenty end that hold the same files, each
+# file is written once and not twenty times.
 _TOMBSTONE = f"""
     WITH ended AS MATERIALIZED ({{ended}}),
+         last AS (SELECT coalesce(max(CASE WHEN state = 'letting_go' THEN state_since ELSE %(now)s END), %(now)s) AS at
+                    FROM rule WHERE id = ANY (%(rule_ids)s::bigint[])),
          free AS (SELECT r.did_id, r.storage_id, s.undo_window_s
-                    FROM ended JOIN replica r USING (did_id, storage_id) JOIN storage s ON s.id = r.storage_id
-                   WHERE r.state IN ('available', 'unverified', 'bad', 'lost') AND NOT {PROTECTED} {{only}}
+                    FROM ended JOIN replica r USING (did_id, storage_id) JOIN storage s ON s.id = r.storage_id CROSS JOIN last
+                   WHERE r.state IN ('available', 'unverified', 'bad', 'lost') {{only}}
+                     AND CASE WHEN r.tombstone_at >= last.at + make_interval(secs => coalesce(s.undo_window_s, %(undo_window_s)s))
+                              THEN false ELSE NOT {PROTECTED} END
                    ORDER BY r.did_id, r.storage_id FOR UPDATE OF r)
     UPDATE replica r SET tombstone_at = %(now)s + make_interval(secs => coalesce(free.undo_window_s, %(undo_window_s)s))
       FROM free WHERE r.did_id = free.did_id AND r.storage_id = free.storage_id"""
@@ -85,15 +91,19 @@ _CANCEL = """
     SELECT storage_id, count(*) AS files, sum(size_bytes)::bigint AS bytes FROM dropped GROUP BY storage_id"""
 
 
-def let_go(tx: Tx, ended: str, delta: StorageDelta, *, undo_window_s: float, **values: Any) -> int:
+def let_go(
+    tx: Tx, ended: str, delta: StorageDelta, *, undo_window_s: float, rule_ids: Sequence[int] = (), **values: Any
+) -> int:
     """End the requests of `ended` and tombstone its replicas, where nothing protects them; how many; two to seven statements.
+
+    `rule_ids` tell since when that holds, when it is all that they held.
 
     The requests come first. Otherwise: 1. a conveyor has recorded an arrival and not committed; 2. the replica is still
     `copying` to us, so it gets no tombstone; 3. we wait for its request, and when the conveyor commits that one is gone;
     4. a replica stands there that nobody holds and nobody reaps.
     """
     request_ids = hold_requests(tx, ended, **values)
-    return let_go_held(tx, ended, request_ids, delta, undo_window_s=undo_window_s, **values)
+    return let_go_held(tx, ended, request_ids, delta, undo_window_s=undo_window_s, rule_ids=rule_ids, **values)
 
 
 def hold_requests(tx: Tx, ended: str, **values: Any) -> Sequence[int]:
@@ -102,7 +112,14 @@ def hold_requests(tx: Tx, ended: str, **values: Any) -> Sequence[int]:
 
 
 def let_go_held(
-    tx: Tx, ended: str, request_ids: Sequence[int], delta: StorageDelta, *, undo_window_s: float, **values: Any
+    tx: Tx,
+    ended: str,
+    request_ids: Sequence[int],
+    delta: StorageDelta,
+    *,
+    undo_window_s: float,
+    rule_ids: Sequence[int] = (),
+    **values: Any,
 ) -> int:
     """As `let_go`, when the requests are held already; one to six statements.
 
@@ -115,7 +132,8 @@ def let_go_held(
             delta.add(row.storage_id, reserved_bytes=-row.bytes)
         changes.wake(tx, "conveyor")
         changes.wake(tx, "judge")
-    count = len(request_ids) + tx.run(_TOMBSTONE.format(ended=ended, only=""), undo_window_s=undo_window_s, **values).rowcount
+    window = {"undo_window_s": undo_window_s, "rule_ids": list(rule_ids)}
+    count = len(request_ids) + tx.run(_TOMBSTONE.format(ended=ended, only=""), **window, **values).rowcount
     if count:
         changes.wake(tx, "reaper")
     return count
@@ -143,6 +161,7 @@ def bury(tx: Tx, pairs: Sequence[tuple[int, int]], *, undo_window_s: float) -> N
     tx.run(
         _TOMBSTONE.format(ended=PAIRS, only="AND r.tombstone_at IS NULL"),
         undo_window_s=undo_window_s,
+        rule_ids=[],
         dids=[pair[0] for pair in pairs],
         storages=[pair[1] for pair in pairs],
     )
