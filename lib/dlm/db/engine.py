@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 import time
+from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from psycopg.rows import namedtuple_row
+from psycopg.rows import RowMaker
 from psycopg.types.json import Jsonb
 from psycopg.types.string import TextLoader
 from sqlalchemy.engine import Connection, Row
@@ -49,7 +51,7 @@ class Tx:
         """
         self.statements += 1
         values["now"] = self.now
-        cursor = self.driver.cursor(row_factory=namedtuple_row)
+        cursor = self.driver.cursor(row_factory=_named)
         cursor.execute(sql, values)
         return cursor
 
@@ -80,6 +82,17 @@ class Tx:
     def lock_session(self, key: int) -> None:
         """Hold the advisory lock `key` until the transaction ends."""
         self.run("SELECT pg_advisory_xact_lock(%(key)s)", key=key)
+
+
+def _named(cursor: psycopg.Cursor[Any]) -> RowMaker[Any]:
+    """Makes a row whose columns are attributes; of columns that have one name, the first."""
+    result = cursor.pgresult
+    return _row_maker(*map(result.fname, range(result.nfields))) if result is not None else _row_maker()
+
+
+@lru_cache(maxsize=1000)
+def _row_maker(*names: bytes) -> RowMaker[Any]:
+    return namedtuple("Row", [name.decode() for name in names], rename=True)._make  # type: ignore[attr-defined]
 
 
 def json(value: Any) -> Jsonb | None:
