@@ -181,21 +181,9 @@ class RootProtocol(RemoteProtocol):
             raise Unsupported("this server does not say how much space it has")
         return Space(told["usedsize"], told["unusedsize"], told["totalsize"])
 
-    def _digests(self, path: str, algorithms: Collection[str]) -> Checksums:
-        """The server's digests of what was written just now, which nobody has asked for before.
-
-        Of what stands there longer it tells what it remembers, as long as the file's time is the same: no witness of
-        the bytes. That is read, unless the option remembered_digests says that the server's word is enough.
-        """
-        is_fresh = path.startswith(f"{TEMPORARIES}/")
-        if self._gives_digests and (is_fresh or self.ref.options.get("remembered_digests") == "true"):
-            told = self._told_digests(path, algorithms)
-            if told is not None:
-                return told
-        return super()._digests(path, algorithms)
-
     def _told_digests(self, path: str, algorithms: Collection[str]) -> Checksums | None:
-        """The server's digests; None where it has none of that kind."""
+        if not self._gives_digests:
+            return None
         there = self._stat(path)
         limit_s = self.timeout_s + (there.size_bytes / DIGEST_BYTES_PER_S if there else 0)
         told: dict[str, str] = {}

@@ -74,8 +74,9 @@ def _translated(error: Exception, doing: str, path: str, writing: bool) -> Stora
         if code == "NoSuchBucket":
             hint = "make the bucket; dlm does not"
         return StorageError(
-            error_class, f"cannot {doing} {shown(path)}: the server says {status} {code}", hint=hint, code=code
-        )
+            error_class, f"cannot {doing} {shown(path)}: the server says {status} {shown(code)}", hint=hint,
+            code=shown(code),
+        )  # fmt: skip
     error_class = next((found for kind, found in _RAISED if isinstance(error, kind)), ErrorClass.IO)
     hint = NOT_TRUSTED if isinstance(error, boto.SSLError) else None
     return StorageError(error_class, f"cannot {doing} {shown(path)}: {shown(str(error))}", hint=hint)

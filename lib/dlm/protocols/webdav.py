@@ -174,19 +174,13 @@ class WebDavProtocol(RemoteProtocol):
         base = unquote(self._base, errors="surrogateescape")
         return f"{base}/{path}" if path else base
 
-    def _digests(self, path: str, algorithms: Collection[str]) -> Checksums:
-        if self._gives_digests:
-            told = self._told_digests(path, algorithms)
-            if told is not None:
-                return told
-        return super()._digests(path, algorithms)
-
     def _told_digests(self, path: str, algorithms: Collection[str]) -> Checksums | None:
-        """The server's digests, None if it does not give all of them (some servers are asked one at a time)."""
+        if not self._gives_digests:
+            return None
         names = ["sha-256" if name == "sha256" else name for name in algorithms]
         wanted = ", ".join("adler=5" if name == "adler32" else f"{name}=5" for name in names)
         told: dict[str, str] = {}
-        for asked in [",".join(names), *(names[1:] and names)]:
+        for asked in [",".join(names), *(names[1:] and names)]:  # some servers are asked one at a time
             with self._ask("HEAD", path, {"Want-Digest": asked, "Want-Repr-Digest": wanted}) as answer:
                 if answer.status != 200:
                     return None  # reading says what is wrong

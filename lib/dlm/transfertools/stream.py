@@ -89,6 +89,7 @@ class Item:
     destination: Storage
     started: float = field(default_factory=time.monotonic)
     bytes_moved: int = 0
+    replaces: bool = False  # what stands at the destination is not to stay
 
 
 # -- adopt ------------------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ def _adopted(item: Item, limits: Limits) -> Outcome | None:
     """An outcome if the right content stands at the destination: an earlier attempt got that far.
 
     With expected digests the source is not needed for that. Other content is DESTINATION_EXISTS, unless the copy
-    replaces it.
+    replaces it, or an earlier attempt has left it.
     """
     limits.check()
     copy = item.copy
@@ -108,23 +109,34 @@ def _adopted(item: Item, limits: Limits) -> Outcome | None:
         return None
     if copy.size_bytes in (None, there.size_bytes):
         with blaming("destination"):
-            found = item.destination.checksum(copy.destination_path, algorithms(copy))
-        if found.agrees(copy.checksums) or (not copy.checksums.known() and _is_like_source(item, there, found)):
+            found = item.destination.checksum(copy.destination_path, algorithms(copy), limits.check)
+        if found.agrees(copy.checksums) or (
+            not copy.checksums.known() and _is_like_source(item, there, found, limits)
+        ):
             spent_s = time.monotonic() - item.started
             return Outcome(copy.request_id, True, there.size_bytes, found, True, 0, spent_s)
-    if copy.replace:
+    item.replaces = copy.replace or is_own(there, copy)
+    if item.replaces:
         return None
     detail = f"{shown(copy.destination_path)} is there with other content"
     raise StorageError(ErrorClass.DESTINATION_EXISTS, detail, blamed="destination")
 
 
-def _is_like_source(item: Item, there: Described, found: Checksums) -> bool:
+def is_own(there: Described, copy: Copy) -> bool:
+    """True for what an earlier attempt of the same request wrote: nobody has proven it, else there were no other."""
+    if there.written_by is None:
+        return False
+    (request, dot, fence), (mine, _, now) = there.written_by.partition("."), copy.attempt.partition(".")
+    return bool(dot) and request == mine and fence.isdecimal() and now.isdecimal() and int(fence) < int(now)
+
+
+def _is_like_source(item: Item, there: Described, found: Checksums, limits: Limits) -> bool:
     """True when the source has the size and the digests of what is there."""
     with blaming("source"):
         source = item.source.stat(item.copy.source_path)
         if source is None or source.size_bytes != there.size_bytes:
             return False
-        return item.source.checksum(item.copy.source_path, tuple(found.known())).agrees(found)
+        return item.source.checksum(item.copy.source_path, tuple(found.known()), limits.check).agrees(found)
 
 
 # -- pour, judge ------------------------------------------------------------------------------------------------
@@ -139,7 +151,7 @@ def moved(item: Item, limits: Limits) -> Outcome:
         require_size(copy, before.size_bytes)
     with blaming("destination"), contextlib.closing(_poured(item, before, digest, limits)) as chunks:
         written = item.destination.write(
-            copy.destination_path, chunks, attempt=copy.attempt, replace=copy.replace, algorithms=(),
+            copy.destination_path, chunks, attempt=copy.attempt, replace=item.replaces, algorithms=(),
             size_bytes=before.size_bytes, prove=partial(_prove, item, digest, limits),
         )  # fmt: skip
         effects.point("stream.write:after")
@@ -197,17 +209,26 @@ def _ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _prove(item: Item, digest: Digest, limits: Limits, read_back: ReadBack) -> None:
     """CHECKSUM_MISMATCH unless the destination has stored what was sent; INTERRUPTED if it is too late to name it."""
-    limits.check()  # nothing is found wrong, and removed, when another attempt may be at it
     sent = Checksums(**digest.hexdigests())
+    stored = read_within(limits, read_back, tuple(sent.known()))
+    if stored != sent:
+        raise mismatch(item, digest.size_bytes, sent, str(stored.known()) if stored.known() else "nothing")
+
+
+def read_within(limits: Limits, read_back: ReadBack, wanted: tuple[str, ...]) -> Checksums:
+    """The digests of what is stored, none if nothing is; INTERRUPTED when the time is over by then.
+
+    So nothing is named, or found wrong and removed, when another attempt may be at it.
+    """
+    limits.check()
     try:
-        stored = read_back(tuple(sent.known()))
+        stored = read_back(wanted, limits.check)
     except StorageError as error:
         if error.error_class != ErrorClass.SOURCE_MISSING:
             raise
         stored = Checksums()
-    if stored != sent:
-        raise mismatch(item, digest.size_bytes, sent, str(stored.known()) if stored.known() else "nothing")
     limits.check()
+    return stored
 
 
 def require_named(item: Item, size_bytes: int, limits: Limits, *, is_ours: bool) -> None:
