@@ -181,6 +181,17 @@ class ProtocolConformance:
         assert list(outcomes.values()) == ([] if self.deletes_in_bulk else [True, True])
         assert {entry.path for entry in storage.list()} == set(paths) - outcomes.keys()
 
+    def test_a_digest_ends_when_there_is_no_time_for_it(self, storage: StorageProtocol) -> None:
+        storage.write("f", [b"x" * (1 << 20)] * 9, attempt="1")
+        calls = iter([None])
+
+        def between() -> None:
+            if next(calls, "over"):
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            storage.checksum("f", between=between)
+
     def test_listing_tells_all_files_below_a_prefix(self, storage: StorageProtocol) -> None:
         expected = {"a": 1, "b/c": 2, "b/d/e": 3, "bb/f": 4}
         for path, size in expected.items():

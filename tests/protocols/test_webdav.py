@@ -21,7 +21,7 @@ from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.staging import temporary_name
 from dlm.types import Checksums, ErrorClass, ProtocolRef, Secret
-from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
+from protocols.conformance import STORAGE_ID, ProtocolConformance, adler32, get, put, refusal
 from protocols.faults import NetworkFaults, not_trusted, read_only
 from protocols.servers import Place, certificate, claimed, rclone_serves, wsgidav
 
@@ -215,7 +215,7 @@ class TestHeaders:
         def script(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
             return (200, {name: value}, b"") if asked.command == "HEAD" else MARKED
 
-        with scripted(script) as server, spoken(server.port) as storage:
+        with scripted(script) as server, spoken(server.port, remembered_digests="true") as storage:
             assert storage.checksum("f") == Checksums(adler32="024d0127")
             assert [(command, token) for command, _, token, _ in server.asked] == [
                 ("GET", "Bearer t0ken"), ("HEAD", "Bearer t0ken"),
@@ -229,8 +229,25 @@ class TestHeaders:
                 return 207, {}, told("/r/f")
             return 200, {"Digest": "adler32=zzz, unixsum=1"}, b"abc"
 
-        with scripted(script) as server, spoken(server.port) as storage:
+        with scripted(script) as server, spoken(server.port, remembered_digests="true") as storage:
             assert storage.checksum("f") == Checksums(adler32="024d0127")
+
+    def test_what_the_server_remembers_of_a_digest_is_no_witness_unless_told_so(self) -> None:
+        def script(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
+            if asked.path.endswith(".dlm-storage"):
+                return MARKED
+            if asked.command == "PROPFIND":
+                return (207, {}, told(asked.path)) if asked.path == "/r/f" else (404, {}, b"")
+            if asked.command in ("PUT", "MOVE", "MKCOL", "DELETE"):
+                return 201, {}, b""
+            return 200, {"Digest": "adler32=024d0127"}, b"abX"
+
+        with scripted(script) as server, spoken(server.port) as storage:
+            assert storage.checksum("f") == Checksums(adler32=adler32(b"abX"))
+            found: list[Checksums] = []
+            act = partial(storage.write, "f", [b"abc"], attempt="1", replace=True)
+            act(prove=lambda read_back: found.append(read_back(("adler32",))))
+            assert found == [Checksums(adler32="024d0127")], "of what was just written it is one"
 
     def test_an_upload_is_redirected_before_it_is_sent_and_the_secret_stays_here(self) -> None:
         def node(asked: Scripted) -> tuple[int, dict[str, str], bytes]:

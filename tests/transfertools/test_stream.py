@@ -242,18 +242,15 @@ def test_what_an_earlier_attempt_left_unproven_on_s3_is_not_in_the_way(places: d
         assert way.run(replace(copy, attempt="1.2"))[0].ok and way.arrived() == {"to/f": content}
 
 
-@pytest.mark.parametrize("adopting", [False, True])
-def test_reading_back_ends_with_the_time_there_is(places: dict[str, Place], adopting: bool) -> None:
-    content = os.urandom(6 << 20)
+def test_reading_back_asks_whether_there_is_time(places: dict[str, Place]) -> None:
     with contextlib.closing(Way(places["posix"], places["s3"])) as way:
-        copy = way.give("f", content)
-        if adopting:
-            way.destination.write("to/f", [content], attempt="0")
+        copy = way.give("f", os.urandom(6 << 20))
         looks = itertools.count()
-        outcomes = [way.run(copy, stop=lambda: next(looks) >= most)[0] for most in range(3 if adopting else 9, 20, 3)]
-        assert {outcome.error_class for outcome in outcomes} >= {ErrorClass.INTERRUPTED}
-        assert next(looks) > 3
-        assert way.run(copy)[0].ok
+        assert not way.run(copy, stop=lambda: next(looks) < 0)[0].was_adopted
+        assert next(looks) > 6 + 6
+        looks = itertools.count()
+        assert way.run(copy, stop=lambda: next(looks) < 0)[0].was_adopted
+        assert next(looks) > 6
 
 
 @into_each
