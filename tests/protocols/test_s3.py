@@ -24,8 +24,9 @@ from protocols.servers import Place, certificate, claimed, moto, rclone_serves
 botocore = pytest.importorskip("botocore", reason="botocore is not installed: pip install 'dlm[s3]'")
 from botocore.exceptions import ClientError  # noqa: E402
 
-from dlm.protocols.s3 import PART_BYTES, S3Protocol, _parts, part_bytes  # noqa: E402
+from dlm.protocols.s3 import S3Protocol  # noqa: E402
 from dlm.protocols.s3_client import translating  # noqa: E402
+from dlm.protocols.s3_parts import PART_BYTES, part_bytes, parts_of  # noqa: E402
 
 pytestmark = pytest.mark.protocols
 COUNT = itertools.count(1)
@@ -283,7 +284,7 @@ def test_parts_are_small_where_the_size_is_known() -> None:
     assert part_bytes(8999, 40 * 10**9) == PART_BYTES
     assert part_bytes(8999, 10**12) < 120 << 20 < part_bytes(8999, None)
     blocks = [b"x" * (3 << 20)] * 5
-    assert [len(part) for part in _parts(blocks, 15 << 20)] == [PART_BYTES] * 3
+    assert [len(part) for part in parts_of(blocks, 15 << 20)] == [PART_BYTES] * 3
 
 
 def test_what_the_server_says_is_shown_and_not_believed() -> None:

@@ -6,9 +6,7 @@ Digests of dlm are not what an ETag is, so a checksum is a full read. There is n
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import re
 import threading
@@ -16,7 +14,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 from dlm import effects
@@ -25,12 +22,10 @@ from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.network import readable
 from dlm.protocols.remote import RemoteProtocol, Storing, beginning, other_content, require_same
 from dlm.protocols.s3_client import CODES, bucket_of, made_client, translating
+from dlm.protocols.s3_parts import Upload, chained, md5_of, parts_of
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
 from dlm.types import ErrorClass, ProtocolRef
 
-PART_BYTES = 5 << 20  # the smallest that S3 takes
-PARTS = 9000  # of a file whose size is known, at most: S3 takes 10,000
-PARTS_PER_SIZE = 1000  # else parts are twice as large after so many: 10,000 of them hold 5 TiB
 PARTS_IN_FLIGHT = 2
 BLOCK_BYTES = 1 << 20
 KEY_LIMIT_BYTES = 1024
@@ -38,17 +33,6 @@ NOTE_LIMIT_BYTES = 16 * KEY_LIMIT_BYTES
 BULK_FILES = 1000
 ATTEMPT = "dlm-attempt"  # in a file's metadata: the attempt that wrote it
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # no bulk request can name these
-
-
-@dataclass(slots=True)
-class Upload:
-    """An upload in parts: what it is called, and the parts that were sent, in order."""
-
-    key: str
-    upload_id: str
-    note: str
-    parts: list[dict[str, Any]] = field(default_factory=list)
-    digests: list[tuple[int, bytes]] = field(default_factory=list)  # (size, md5) of each part
 
 
 class S3Protocol(RemoteProtocol):
@@ -161,13 +145,13 @@ class S3Protocol(RemoteProtocol):
     # -- writing ------------------------------------------------------------------------------------------------
 
     def _store(self, path: str, chunks: Iterable[bytes], storing: Storing) -> bool:
-        parts = _parts(chunks, storing.size_bytes)
+        parts = parts_of(chunks, storing.size_bytes)
         first = next(parts, b"")
         second = next(parts, None)
         if second is None:
             is_new = self._put(path, first, storing.replace, storing.attempt())
         else:
-            is_new = self._put_in_parts(path, _all(first, second, parts), storing)
+            is_new = self._put_in_parts(path, chained(first, second, parts), storing)
         if is_new:
             self._require_proof(path, storing.prove)
         return is_new
@@ -207,7 +191,7 @@ class S3Protocol(RemoteProtocol):
         try:
             with translating("write", path, writing=True):
                 client.put_object(
-                    **self._place(path), Body=content, ContentMD5=_md5(content)[1], **_unless_there(replace),
+                    **self._place(path), Body=content, ContentMD5=md5_of(content)[1], **_unless_there(replace),
                     **_by(attempt),
                 )  # fmt: skip
         except StorageError as error:
@@ -237,7 +221,7 @@ class S3Protocol(RemoteProtocol):
             for number, part in enumerate(parts, 1):
                 if len(sending) >= PARTS_IN_FLIGHT:
                     upload.parts.append(sending.popleft().result())
-                digest, text = _md5(part)
+                digest, text = md5_of(part)
                 upload.digests.append((len(part), digest))
                 sending.append(pool.submit(self._send_part, upload, number, part, text))
             upload.parts += [future.result() for future in sending]
@@ -281,7 +265,7 @@ class S3Protocol(RemoteProtocol):
             for size, digest in upload.digests:
                 while len(rest) < size and (block := next(stored, b"")):
                     rest += block
-                if _md5(bytes(rest[:size]))[0] != digest:
+                if md5_of(bytes(rest[:size]))[0] != digest:
                     raise other_content(path)
                 del rest[:size]
             if rest or next(stored, b""):
@@ -472,11 +456,6 @@ def _unless_there(replace: bool) -> dict[str, str]:
     return {} if replace else {"IfNoneMatch": "*"}
 
 
-def _md5(content: bytes) -> tuple[bytes, str]:
-    digest = hashlib.md5(content, usedforsecurity=False).digest()
-    return digest, base64.b64encode(digest).decode()
-
-
 def _blocks(body: Any, path: str) -> Iterator[bytes]:
     while True:
         with translating("read", path):
@@ -484,32 +463,3 @@ def _blocks(body: Any, path: str) -> Iterator[bytes]:
         if not block:
             return
         yield block
-
-
-def _all(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield second
-    yield from rest
-
-
-def _parts(chunks: Iterable[bytes], size_bytes: int | None) -> Iterator[bytes]:
-    """The bytes in parts of the sizes that S3 takes, as small as can be; only the last may be smaller."""
-    held: list[bytes] = []
-    length = number = 0
-    for chunk in chunks:
-        held.append(chunk)
-        length += len(chunk)
-        while length >= (size := part_bytes(number, size_bytes)):
-            joined = b"".join(held)
-            held, length, number = [joined[size:]] if length > size else [], length - size, number + 1
-            yield joined if len(joined) == size else joined[:size]
-            del joined  # not held while the next is read
-    if length:
-        yield b"".join(held)
-
-
-def part_bytes(number: int, size_bytes: int | None) -> int:
-    """The size of a part, the first of which has number 0, of a file of that size, if it is known."""
-    if size_bytes is None:
-        return PART_BYTES << number // PARTS_PER_SIZE
-    return max(PART_BYTES, -(-size_bytes // PARTS))
