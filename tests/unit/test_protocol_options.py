@@ -43,8 +43,8 @@ def test_what_belongs_into_a_secret_is_no_option() -> None:
     [
         ("s3", {"regoin": "eu"}, "Did you mean 'region'?"),
         ("s3", {"addressing": "sideways"}, "one of path, virtual"),
-        ("sftp", {"timeout_s": "1e9"}, "seconds, at most 3600"),
-        ("sftp", {"timeout_s": "soon"}, "seconds, at most 3600"),
+        ("sftp", {"timeout_s": "1e9"}, "seconds, at most 300"),
+        ("sftp", {"timeout_s": "soon"}, "seconds, at most 300"),
         ("unheard", {"Not A Key": "x"}, "small letters, digits and '_'"),
     ],
 )

@@ -106,6 +106,10 @@ class StorageProtocol(ABC):
     def close(self) -> None:  # noqa: B027  most have nothing to close
         """Let go of connections that are not in use; more than once does no harm."""
 
+    def hang_up(self) -> None:
+        """`close`, and end what other threads still wait for, where that can be: their calls fail. No call follows."""
+        self.close()
+
     def __enter__(self) -> Self:
         return self
 

@@ -92,7 +92,8 @@ class RootProtocol(RemoteProtocol):
             if judged.error_class == ErrorClass.SOURCE_MISSING or self._is_below_a_file(path, judged):
                 return None
             raise judged from error
-        return Stat(size, datetime.fromtimestamp(moment, UTC)), mode
+        with translating("stat", path or self.ref.prefix):
+            return Stat(size, datetime.fromtimestamp(moment, UTC)), mode
 
     def _is_below_a_file(self, path: str, judged: StorageError) -> bool:
         """True when a part above the path is a file: servers call that a failure like any other."""
@@ -144,7 +145,9 @@ class RootProtocol(RemoteProtocol):
                 for name, size, moment, is_directory in entries:
                     path = f"{directory}/{name}" if directory else name
                     if not is_directory:
-                        yield Entry(path, size, datetime.fromtimestamp(moment, UTC))
+                        with translating("list", path):
+                            entry = Entry(path, size, datetime.fromtimestamp(moment, UTC))
+                        yield entry
                     elif path != TEMPORARIES:
                         _require_depth(path)
                         left.append(path)
@@ -176,10 +179,11 @@ class RootProtocol(RemoteProtocol):
     def space(self) -> Space:
         self._require_root()
         with translating("measure", self.ref.prefix):
-            told = json.loads(str(self._call("attribute", "", "spacetoken")))
-        if not told.get("totalsize", 0) > 0:
-            raise Unsupported("this server does not say how much space it has")
-        return Space(told["usedsize"], told["unusedsize"], told["totalsize"])
+            told = dict(json.loads(str(self._call("attribute", "", "spacetoken"))))
+            total = int(told.get("totalsize", 0))
+            if total > 0:
+                return Space(int(told["usedsize"]), int(told["unusedsize"]), total)
+        raise Unsupported("this server does not say how much space it has")
 
     def _told_digests(self, path: str, algorithms: Collection[str]) -> Checksums | None:
         if not self._gives_digests:

@@ -94,7 +94,8 @@ class S3Protocol(RemoteProtocol):
 
     def _stat(self, path: str) -> Stat | None:
         head = self._head(path)
-        return None if head is None else Stat(head["ContentLength"], head["LastModified"], _written_by(head))
+        with translating("stat", path):
+            return None if head is None else Stat(head["ContentLength"], head["LastModified"], _written_by(head))
 
     def _open(self, path: str, offset: int = 0, length: int | None = None) -> Chunks:
         if length == 0 or offset:
@@ -128,9 +129,10 @@ class S3Protocol(RemoteProtocol):
             if page is None:
                 return
             for found in page.get("Contents", ()):
-                path = found["Key"][len(self._below) :]
-                if not path.endswith("/"):  # what some tools leave in a directory's place
-                    yield Entry(path, found["Size"], found["LastModified"])
+                with translating("list", prefix or self.ref.prefix):
+                    entry = Entry(found["Key"][len(self._below) :], found["Size"], found["LastModified"])
+                if not entry.path.endswith("/"):  # what some tools leave in a directory's place
+                    yield entry
 
     def space(self) -> Space:
         raise Unsupported("S3 does not say how much space it has")
@@ -313,7 +315,7 @@ class S3Protocol(RemoteProtocol):
     def _uploads(self, key: str) -> list[str]:
         with translating("list parts of", key):
             found = self._connected().list_multipart_uploads(Bucket=self._bucket, Prefix=key)
-        return [upload["UploadId"] for upload in found.get("Uploads", ()) if upload["Key"] == key]
+            return [upload["UploadId"] for upload in found.get("Uploads", ()) if upload["Key"] == key]
 
     # -- deleting -----------------------------------------------------------------------------------------------
 
@@ -369,7 +371,7 @@ class S3Protocol(RemoteProtocol):
             return dict.fromkeys(paths, error)
         outcomes: dict[str, bool | StorageError] = {path: path in present for path in paths}
         for failed in answer.get("Errors", ()):
-            path, code = failed["Key"][len(self._below) :], str(failed.get("Code", ""))
+            path, code = str(failed.get("Key", ""))[len(self._below) :], str(failed.get("Code", ""))
             error_class = CODES.get(code, ErrorClass.PERMISSION if code == "AccessDenied" else ErrorClass.IO)
             outcomes[path] = StorageError(error_class, f"cannot delete {shown(path)}: the server says {shown(code)}")
         return outcomes
@@ -401,7 +403,7 @@ class S3Protocol(RemoteProtocol):
         client = self._connected()
         with translating("list", path):
             page = client.list_objects_v2(Bucket=self._bucket, Prefix=self._below, StartAfter=self._below + path)
-        found = [entry["Key"][len(self._below) :] for entry in page.get("Contents", ())]
+            found = [entry["Key"][len(self._below) :] for entry in page.get("Contents", ())]
         return found, not found or not page.get("IsTruncated", False)
 
     # -- the root -----------------------------------------------------------------------------------------------
@@ -427,7 +429,9 @@ class S3Protocol(RemoteProtocol):
 
 def _version(head: dict[str, Any] | None) -> tuple[object, ...] | None:
     """What tells one write of a file from another, as far as the server tells it."""
-    return None if head is None else (head["ETag"], head["LastModified"], head.get("VersionId"), _written_by(head))
+    if head is None:
+        return None
+    return head.get("ETag"), head.get("LastModified"), head.get("VersionId"), _written_by(head)
 
 
 def _written_by(head: dict[str, Any]) -> str | None:

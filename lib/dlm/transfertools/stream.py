@@ -25,6 +25,7 @@ from dlm.transfertools.interface import Copy, Described, Opener, Outcome, ReadBa
 from dlm.transfertools.local import MARGIN_S, UNAVAILABLE, as_they_finish
 from dlm.transfertools.local_group import Limits, algorithms, require_expected, require_size
 from dlm.types import Checksums, ErrorClass, ProtocolRef
+from dlm.unforeseen import netting
 
 AHEAD_BYTES = 4 << 20  # from here on the next block is read while this one is written
 
@@ -45,9 +46,9 @@ class StreamTool(Transfertool):
             waiting: dict[Future[list[Outcome]], list[Copy]] = {}
             for copy in copies:
                 try:
-                    with blaming("source"):
+                    with blaming("source"), netting("speak to the source"):
                         source = self._storage(storages, copy.source)
-                    with blaming("destination"):
+                    with blaming("destination"), netting("speak to the destination"):
                         destination = self._storage(storages, copy.destination)
                 except (StorageError, Unsupported) as error:
                     yield _failure(copy, error, 0, 0.0)
@@ -56,10 +57,11 @@ class StreamTool(Transfertool):
             yield from as_they_finish(waiting, deadline)
         finally:
             limits.stop_now()
-            # Not waited for: a thread that a storage holds would hold us too; it can no longer name a file.
+            # Not waited for: a thread that a storage holds would hold us too; it can no longer name a file. Nor is it
+            # left to wait, where that can be ended: the next batch has threads of its own.
             pool.shutdown(wait=False, cancel_futures=True)
             for storage in storages.values():
-                storage.close()
+                storage.hang_up()
 
     def _copied(self, item: Item, limits: Limits) -> list[Outcome]:
         """The outcome of one copy, alone in a list."""
@@ -110,9 +112,7 @@ def _adopted(item: Item, limits: Limits) -> Outcome | None:
     if copy.size_bytes in (None, there.size_bytes):
         with blaming("destination"):
             found = item.destination.checksum(copy.destination_path, algorithms(copy), limits.check)
-        if found.agrees(copy.checksums) or (
-            not copy.checksums.known() and _is_like_source(item, there, found, limits)
-        ):
+        if found.agrees(copy.checksums) or (not copy.checksums.known() and _is_like_source(item, there, found, limits)):
             spent_s = time.monotonic() - item.started
             return Outcome(copy.request_id, True, there.size_bytes, found, True, 0, spent_s)
     item.replaces = copy.replace or is_own(there, copy)
