@@ -64,7 +64,7 @@ def resources(blocks: Iterable[bytes], limit_bytes: int | None = None) -> Iterat
             yield from found
         reader.parser.Parse(b"", True)
     except (expat.ExpatError, *ODD) as error:
-        raise StorageError(ErrorClass.IO, f"the server's listing cannot be read: {error}") from error
+        raise StorageError(ErrorClass.IO, f"the server's listing cannot be read: {shown(str(error))}") from error
     yield from reader.taken()
 
 

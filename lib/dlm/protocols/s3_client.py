@@ -12,13 +12,11 @@ import botocore.session
 from botocore import UNSIGNED
 from botocore import exceptions as boto
 from botocore.config import Config
-from urllib3.exceptions import HTTPError
 
-from dlm.errors import StorageError
+from dlm.errors import DlmError, StorageError
 from dlm.protocols.network import NOT_TRUSTED, STATUS_CLASSES, STATUS_CLASSES_WRITING, root_url
 from dlm.rooted import shown
 from dlm.types import ErrorClass, ProtocolRef
-from dlm.unforeseen import ODD
 
 TRIES = 2
 _CONNECTIONS = 16
@@ -51,7 +49,7 @@ _RAISED: tuple[tuple[type[Exception], ErrorClass], ...] = (
 
 
 class translating:  # noqa: N801  reads as a statement
-    """Turns what botocore, urllib3 and odd answers raise inside the block into a StorageError, by the tables above."""
+    """Turns what botocore, and all below it, raises inside the block into a StorageError, by the tables above."""
 
     __slots__ = ("doing", "path", "writing")
 
@@ -62,7 +60,8 @@ class translating:  # noqa: N801  reads as a statement
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (*ODD, boto.BotoCoreError, boto.ClientError, HTTPError)):
+        # Not a list of types: of an answer that it cannot understand, botocore raises what its parsers happen to.
+        if isinstance(error, Exception) and not isinstance(error, DlmError):
             raise _translated(error, self.doing, self.path, self.writing) from error
 
 
