@@ -133,7 +133,7 @@ class TestWebDav:
             return [mutated(chance, chance.choice(whole))]
 
         with hostile(script) as server:
-            for _ in range(8):
+            for _ in range(30):
                 with dav(server, timeout_s="0.2") as storage:
                     for act in ACTS:
                         acted(storage, act)
@@ -216,6 +216,16 @@ class TestWebDav:
             assert refusal(lambda: get(storage, "f")) in (ErrorClass.TIMEOUT, ErrorClass.IO)
             assert time.monotonic() - started < 2
             pause.set()
+
+    def test_a_name_that_stays_locked_is_left_after_one_timeout(self) -> None:
+        def script(head: bytes) -> Iterable[bytes]:
+            if path_of(head).endswith(".dlm-storage"):
+                return [MARKED]
+            return [answer(207, multistatus("/r/f")) if method_of(head) == "PROPFIND" else answer(423)]
+
+        with hostile(script) as server, dav(server, timeout_s="0.1") as storage:
+            assert refusal(lambda: storage.delete("f")) == ErrorClass.IO
+            assert 1 <= sum(method_of(head) == "DELETE" for head in server.asked) < 6
 
     def test_who_hangs_up_ends_what_others_wait_for(self) -> None:
         def script(head: bytes) -> Iterable[bytes]:
@@ -461,3 +471,21 @@ class TestRedirects:
 
         with hostile(back) as other, hostile(door) as server, dav(server) as storage:
             assert get(storage, "f") == b"abc"
+
+
+ODDITIES: list[Exception] = [
+    ValueError("x"), OverflowError("x"), KeyError("x"), EOFError("x"), UnicodeError("x"), OSError(5, "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ODDITIES, ids=lambda error: type(error).__name__)
+def test_every_adapter_makes_a_storage_error_of_what_odd_answers_raise(error: Exception) -> None:
+    pytest.importorskip("botocore", reason="botocore is not installed: pip install 'dlm[s3]'")
+    pytest.importorskip("asyncssh", reason="asyncssh is not installed: pip install 'dlm[sftp]'")
+    from dlm.gfal import workers
+    from dlm.protocols import network, s3_client, ssh
+
+    for adapter in (network, s3_client, ssh, workers):
+        with pytest.raises(StorageError) as caught, adapter.translating("read", "f"):
+            raise error
+        assert caught.value.error_class == ErrorClass.IO, adapter

@@ -249,7 +249,7 @@ class TestHeaders:
             act(prove=lambda read_back: found.append(read_back(("adler32",))))
             assert found == [Checksums(adler32="024d0127")], "of what was just written it is one"
 
-    def test_an_upload_is_redirected_before_it_is_sent_and_the_secret_stays_here(self) -> None:
+    def test_an_upload_is_redirected_before_it_is_sent_to_a_host_that_is_trusted(self) -> None:
         def node(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
             return 201, {}, b""
 
@@ -264,18 +264,35 @@ class TestHeaders:
 
             content = os.urandom(5 << 20)
             staged = "/r/.dlm-tmp/" + quote(temporary_name("1.1", "f"))
-            for size_bytes in (None, len(content)):
+            for size_bytes in (None, len(content), 5):
+                sent = content[:size_bytes]
                 elsewhere.asked.clear()
-                with scripted(door, early=(staged,)) as server, spoken(server.port) as storage:
-                    blocks = iter([content[: 2 << 20], content[2 << 20 :]])
+                early = (staged,) if size_bytes != 5 else ()
+                with scripted(door, early=early) as server, spoken(server.port, trusted_hosts="localhost") as storage:
+                    blocks = iter([sent[: 2 << 20], sent[2 << 20 :]])
                     storage.write("f", blocks, attempt="1.1", size_bytes=size_bytes)
-                [(command, path, token, body)] = elsewhere.asked
-                assert (command, path, token) == ("PUT", "/node?ticket=1", None)
-                assert body == content
-            elsewhere.asked.clear()
-            with scripted(door) as server, spoken(server.port, trusted_hosts="localhost") as storage:
-                put(storage, "f", b"small")
-            assert elsewhere.asked == [("PUT", "/node?ticket=1", "Bearer t0ken", b"small")]
+                assert elsewhere.asked == [("PUT", "/node?ticket=1", "Bearer t0ken", sent)]
+                elsewhere.asked.clear()
+                with scripted(door, early=early) as server, spoken(server.port) as storage:
+                    with pytest.raises(StorageError, match="PUT goes to the storage's own host.*trusted_hosts"):
+                        storage.write("f", [sent], attempt="1.1", size_bytes=size_bytes)
+                assert elsewhere.asked == []
+
+    def test_reading_is_redirected_anywhere_and_the_secret_is_not(self) -> None:
+        with scripted(lambda asked: (200, {}, b"abc")) as elsewhere:
+
+            def door(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
+                if asked.path.endswith(".dlm-storage"):
+                    return MARKED
+                if asked.command == "GET":
+                    return 307, {"Location": f"http://localhost:{elsewhere.port}/node?ticket=1"}, b""
+                return 207, {}, told("/r/f")
+
+            for options, token in (({}, None), ({"trusted_hosts": "localhost"}, "Bearer t0ken")):
+                elsewhere.asked.clear()
+                with scripted(door) as server, spoken(server.port, **options) as storage:
+                    assert get(storage, "f") == b"abc"
+                assert elsewhere.asked == [("GET", "/node?ticket=1", token, b"")]
 
     def test_a_file_whose_size_is_not_told_is_not_taken_for_empty(self) -> None:
         def script(asked: Scripted) -> tuple[int, dict[str, str], bytes]:

@@ -68,7 +68,7 @@ class StreamTool(Transfertool):
         item.started = time.monotonic()
         try:
             return [_adopted(item, limits) or self._move(item, limits)]
-        except (StorageError, OSError) as error:
+        except (StorageError, Unsupported) as error:
             return [_failure(item.copy, error, item.bytes_moved, time.monotonic() - item.started)]
 
     def _move(self, item: Item, limits: Limits) -> Outcome:
