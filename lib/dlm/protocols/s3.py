@@ -12,8 +12,10 @@ import re
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from dlm import effects
@@ -33,6 +35,20 @@ NOTE_LIMIT_BYTES = 16 * KEY_LIMIT_BYTES
 BULK_FILES = 1000
 ATTEMPT = "dlm-attempt"  # in a file's metadata: the attempt that wrote it
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # no bulk request can name these
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the server tells of a file; two that are equal are the same write, as far as it tells that."""
+
+    size_bytes: int
+    modified_at: datetime
+    etag: str
+    version_id: str | None = None
+    written_by: str | None = None  # the attempt
+
+    def stat(self) -> Stat:
+        return Stat(self.size_bytes, self.modified_at, self.written_by)
 
 
 class S3Protocol(RemoteProtocol):
@@ -82,11 +98,11 @@ class S3Protocol(RemoteProtocol):
 
     # -- looking ------------------------------------------------------------------------------------------------
 
-    def _head(self, path: str) -> dict[str, Any] | None:
+    def _head(self, path: str) -> Head | None:
         client = self._connected()
         try:
             with translating("stat", path):
-                return dict(client.head_object(**self._place(path)))
+                return _described(client.head_object(**self._place(path)))
         except StorageError as error:
             if error.error_class == ErrorClass.SOURCE_MISSING:
                 return None
@@ -94,8 +110,7 @@ class S3Protocol(RemoteProtocol):
 
     def _stat(self, path: str) -> Stat | None:
         head = self._head(path)
-        with translating("stat", path):
-            return None if head is None else Stat(head["ContentLength"], head["LastModified"], _written_by(head))
+        return None if head is None else head.stat()
 
     def _open(self, path: str, offset: int = 0, length: int | None = None) -> Chunks:
         if length == 0 or offset:
@@ -169,11 +184,11 @@ class S3Protocol(RemoteProtocol):
         """
         if _fault(path, prove) is None:
             return
-        seen, now = self._head(path), list[dict[str, Any] | None]()
+        seen, now = self._head(path), list[Head | None]()
         fault = _fault(path, prove, lambda: now.append(self._head(path)))
         if fault is None:
             return
-        if seen is not None and _version(now[0] if now else self._head(path)) == _version(seen):
+        if seen is not None and seen == (now[0] if now else self._head(path)):
             self._delete_key(path)
         raise fault
 
@@ -427,15 +442,10 @@ class S3Protocol(RemoteProtocol):
         """Nothing to make: a bucket is somebody's decision, and below it there are no directories."""
 
 
-def _version(head: dict[str, Any] | None) -> tuple[object, ...] | None:
-    """What tells one write of a file from another, as far as the server tells it."""
-    if head is None:
-        return None
-    return head.get("ETag"), head.get("LastModified"), head.get("VersionId"), _written_by(head)
-
-
-def _written_by(head: dict[str, Any]) -> str | None:
-    return head.get("Metadata", {}).get(ATTEMPT)
+def _described(told: Mapping[str, Any]) -> Head:
+    """The file that botocore tells of."""
+    attempt = told.get("Metadata", {}).get(ATTEMPT)
+    return Head(told["ContentLength"], told["LastModified"], told.get("ETag", ""), told.get("VersionId"), attempt)
 
 
 def _fault(path: str, prove: Callable[..., None], then: Callable[[], None] = lambda: None) -> StorageError | None:
