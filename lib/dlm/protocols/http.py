@@ -201,7 +201,8 @@ class Server:
         target = (place.path or "/") + (f"?{place.query}" if place.query else "")
         if (place.scheme, place.netloc) == (self.root.scheme, self.root.netloc):
             return self._pool, replace(request, target=target)
-        is_distant = not (is_loopback(self.root.hostname or "") or is_near(self.root.hostname or ""))
+        is_here = is_loopback(self.root.hostname or "") or is_near(self.root.hostname or "")
+        is_distant = not (is_here or self._is_trusted(place))
         elsewhere_pool = Pool(place, self._context_for(place), self.timeout_s, self._lent, is_distant)
         elsewhere_pool.close()  # it keeps nothing: the next file may be elsewhere
         return elsewhere_pool, replace(request, target=target)
