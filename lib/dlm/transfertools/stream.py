@@ -91,7 +91,7 @@ class Item:
     destination: Storage
     started: float = field(default_factory=time.monotonic)
     bytes_moved: int = 0
-    replaces: bool = False  # what stands at the destination is not to stay
+    is_own: bool = False  # what stands at the destination is what an earlier attempt left there
 
 
 # -- adopt ------------------------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ def _adopted(item: Item, limits: Limits) -> Outcome | None:
         if found.agrees(copy.checksums) or (not copy.checksums.known() and _is_like_source(item, there, found, limits)):
             spent_s = time.monotonic() - item.started
             return Outcome(copy.request_id, True, there.size_bytes, found, True, 0, spent_s)
-    item.replaces = copy.replace or is_own(there, copy)
-    if item.replaces:
+    item.is_own = is_own(there, copy)
+    if copy.replace or item.is_own:
         return None
     detail = f"{shown(copy.destination_path)} is there with other content"
     raise StorageError(ErrorClass.DESTINATION_EXISTS, detail, blamed="destination")
@@ -151,8 +151,8 @@ def moved(item: Item, limits: Limits) -> Outcome:
         require_size(copy, before.size_bytes)
     with blaming("destination"), contextlib.closing(_poured(item, before, digest, limits)) as chunks:
         written = item.destination.write(
-            copy.destination_path, chunks, attempt=copy.attempt, replace=item.replaces, algorithms=(),
-            size_bytes=before.size_bytes, prove=partial(_prove, item, digest, limits),
+            copy.destination_path, chunks, attempt=copy.attempt, replace=copy.replace or item.is_own,
+            algorithms=(), size_bytes=before.size_bytes, prove=partial(_prove, item, digest, limits),
         )  # fmt: skip
         effects.point("stream.write:after")
         require_named(item, digest.size_bytes, limits, is_ours=not written.was_adopted)
