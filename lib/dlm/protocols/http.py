@@ -26,7 +26,7 @@ from dlm.protocols.network import (
     is_near,
     tls_context,
     translating,
-)  # fmt: skip
+)
 from dlm.rooted import shown
 from dlm.types import ErrorClass
 from dlm.unforeseen import ODD
