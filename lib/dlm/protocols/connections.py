@@ -20,7 +20,7 @@ from dlm.types import ErrorClass
 
 IDLE_CONNECTIONS = 8
 CONTINUES = 8  # in front of one answer
-LEAST_BYTES_S = 10 << 10  # what comes more slowly than that is not waited for
+LEAST_BYTES_S = 1 << 10  # a body that comes more slowly is not waited for
 
 
 class Lent:
@@ -120,13 +120,15 @@ class _Paced(io.RawIOBase):
     """What a server says; TimeoutError when it says so little at a time that it would never end.
 
     A socket's timeout is for each piece, and a byte is a piece. All waiting for one answer may take two timeouts, and a
-    second for each LEAST_BYTES_S that came.
+    second for each LEAST_BYTES_S of its body that came.
     """
+
+    is_head = True  # the body has not begun
 
     def __init__(self, raw: io.RawIOBase, timeout_s: float) -> None:
         self._raw, self._timeout_s = raw, timeout_s
         self._waited_s = 0.0
-        self._received_bytes = 0
+        self._body_bytes = 0
 
     def readable(self) -> bool:
         return True
@@ -135,8 +137,8 @@ class _Paced(io.RawIOBase):
         began = time.monotonic()
         size = self._raw.readinto(buffer)
         self._waited_s += time.monotonic() - began
-        self._received_bytes += size or 0
-        if size and self._waited_s > 2 * self._timeout_s + self._received_bytes / LEAST_BYTES_S:
+        self._body_bytes += 0 if self.is_head else size or 0
+        if size and self._waited_s > 2 * self._timeout_s + self._body_bytes / LEAST_BYTES_S:
             raise TimeoutError("the answer comes too slowly")
         return size
 
@@ -151,9 +153,13 @@ class PacedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
         super().__init__(sock, *arguments, **options)
         self.fp.close()
-        raw = sock.makefile("rb", buffering=0)
-        self.fp = io.BufferedReader(_Paced(raw, sock.gettimeout() or 0.0))  # type: ignore[arg-type, type-var]
+        self._paced = _Paced(sock.makefile("rb", buffering=0), sock.gettimeout() or 0.0)  # type: ignore[arg-type]
+        self.fp = io.BufferedReader(self._paced)
         self._beginnings = 0
+
+    def begin(self) -> None:
+        super().begin()
+        self._paced.is_head = False
 
     def _read_status(self) -> tuple[str, int, str]:
         self._beginnings += 1
