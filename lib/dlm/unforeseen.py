@@ -16,7 +16,7 @@ from dlm.types import ErrorClass
 log = logging.getLogger("dlm.unforeseen")
 
 # Next to its own errors, any library: from numbers, texts and structures that it did not expect in an answer.
-ODD = (OSError, ValueError, ArithmeticError, LookupError, EOFError)
+ODD = (OSError, ValueError, TypeError, ArithmeticError, LookupError, EOFError)
 
 
 class netting:  # noqa: N801  reads as a statement

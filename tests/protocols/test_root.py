@@ -75,6 +75,15 @@ class TestServer:
     def test_what_the_server_remembers_of_a_digest_is_no_witness_unless_told_so(self, server: Place) -> None:
         remembered(server, COUNT)
 
+    def test_what_nobody_can_understand_is_an_error(self, server: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        with claimed(server, COUNT) as storage:
+            put(storage, "f", b"x")
+            monkeypatch.setattr(storage, "_call", lambda *_: (1, 10**15, 0o100644))
+            assert refusal(lambda: storage.stat("f")) == ErrorClass.IO
+            for told in ("[1]", "x", '{"totalsize": "many"}', '{"totalsize": 5}', '{"totalsize": 1e999}'):
+                monkeypatch.setattr(storage, "_call", lambda *_, told=told: told)
+                assert refusal(storage.space) == ErrorClass.IO
+
     def test_empty_directories_go_with_their_last_file(self, server: Place) -> None:
         with claimed(server, COUNT) as storage:
             root = server.directory / storage.ref.prefix.rpartition("/")[2]
