@@ -474,7 +474,7 @@ class TestRedirects:
 
 
 ODDITIES: list[Exception] = [
-    ValueError("x"), OverflowError("x"), KeyError("x"), EOFError("x"), UnicodeError("x"), OSError(5, "x"),
+    ValueError("x"), TypeError("x"), OverflowError("x"), KeyError("x"), EOFError("x"), UnicodeError("x"), OSError(5, "x"),
 ]  # fmt: skip
 
 
