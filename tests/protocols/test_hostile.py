@@ -73,8 +73,10 @@ def acted(storage: StorageProtocol, act: Callable[[StorageProtocol], object]) ->
 
 
 ODD_PLACES = [
-    "/caf\xe9", "http://[::1/x", "http://127.0.0.1:99999/", "http://a..b/", "http://" + "a" * 70 + ".b/", "//", "http:///x",
-    "http://127.0.0.1:x/", "gopher://h/", "file:///etc/passwd", "/\x01", "http://127.0.0.1:1/\xff", "\xff", "http://%zz/",
+    "/caf\xe9", "http://[::1/x", "http://127.0.0.1:99999/", "http://a..b/", "http://" + "a" * 70 + ".b/", "//",
+    "http:///x",
+    "http://127.0.0.1:x/", "gopher://h/", "file:///etc/passwd", "/\x01", "http://127.0.0.1:1/\xff", "\xff",
+    "http://%zz/",
     "http://\xe9/", "?\x7f", "http://[v1.x]/", "https://a..b/",
 ]  # fmt: skip
 
@@ -474,7 +476,8 @@ class TestRedirects:
 
 
 ODDITIES: list[Exception] = [
-    ValueError("x"), TypeError("x"), OverflowError("x"), KeyError("x"), EOFError("x"), UnicodeError("x"), OSError(5, "x"),
+    ValueError("x"), TypeError("x"), OverflowError("x"), KeyError("x"), EOFError("x"), UnicodeError("x"),
+    OSError(5, "x"),
 ]  # fmt: skip
 
 
