@@ -106,4 +106,4 @@ def test_a_deletion_that_ends_so_leaves_its_files_in_doubt(
     shelves.put(files, here, due_s=0)
     monkeypatch.setattr(PosixProtocol, "delete_many", surprise)
     assert Reaper(database, SETTINGS).run_once().counts == {"marked": 2, "failed": 2}
-    assert {shelves.state(file, here) for file in files} == {"available"}
+    assert {shelves.state(file, here) for file in files} == {"unverified"}

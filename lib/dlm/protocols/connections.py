@@ -153,7 +153,7 @@ class PacedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
         super().__init__(sock, *arguments, **options)
         self.fp.close()
-        self._paced = _Paced(sock.makefile("rb", buffering=0), sock.gettimeout() or 0.0)  # type: ignore[arg-type]
+        self._paced = _Paced(sock.makefile("rb", buffering=0), sock.gettimeout() or 0.0)
         self.fp = io.BufferedReader(self._paced)
         self._beginnings = 0
 
@@ -165,7 +165,7 @@ class PacedResponse(http.client.HTTPResponse):
         self._beginnings += 1
         if self._beginnings > CONTINUES:
             raise http.client.HTTPException("the answer begins again and again")
-        return super()._read_status()  # type: ignore[misc, no-any-return]
+        return super()._read_status()  # type: ignore[misc]
 
 
 def is_readable(sock: object, wait_s: float) -> bool:
