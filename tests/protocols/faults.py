@@ -15,13 +15,14 @@ import pytest
 
 from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol
-from dlm.types import ErrorClass, Secret
-from protocols.conformance import OTHER_ID, STORAGE_ID, get, put, refusal
+from dlm.types import Checksums, ErrorClass, Secret
+from protocols.conformance import OTHER_ID, STORAGE_ID, adler32, get, put, refusal
 from protocols.filesystems import killed_at
 from protocols.servers import (
     PREFILLED,
     PREFILLED_FILES,
     Place,
+    claimed,
     cutting,
     free_port,
     held_while,
@@ -37,7 +38,6 @@ def below(storage: StorageProtocol, place: Place) -> str:
 
 
 class NetworkFaults:
-    gives_digests = False  # the server tells digests: then a checksum reads nothing
     half_written: tuple[str, ...] = ()  # the effects points at which a dying writer leaves a temporary
 
     def test_a_wrong_secret_is_a_matter_of_permission_and_is_not_told(
@@ -115,8 +115,7 @@ class NetworkFaults:
             proxy.down_limit = 3 << 20
             with through(place, proxy.port).storage(below(storage, place)) as cut:
                 assert refusal(lambda: get(cut, "f")) in (ErrorClass.IO, ErrorClass.UNAVAILABLE)
-                if not self.gives_digests:
-                    assert refusal(lambda: cut.checksum("f")) in (ErrorClass.IO, ErrorClass.UNAVAILABLE)
+                assert refusal(lambda: cut.checksum("f")) in (ErrorClass.IO, ErrorClass.UNAVAILABLE)
 
     def test_a_write_that_is_cut_off_leaves_nothing_in_the_place(self, storage: StorageProtocol, place: Place) -> None:
         def content() -> Iterator[bytes]:
@@ -230,3 +229,19 @@ def not_trusted(place: Place) -> None:
     with stranger.storage("tls") as unknown, pytest.raises(StorageError) as caught:
         unknown.stat("f")
     assert caught.value.error_class == ErrorClass.UNAVAILABLE and "certificate" in str(caught.value.hint)
+
+
+def remembered(server: Place, count: Iterator[int]) -> None:
+    """Prove that what the server remembers of a file's digest is no witness of its bytes, unless told so."""
+    content = os.urandom(1000)
+    with claimed(server, count) as storage:
+        path = server.directory / storage.ref.prefix.rpartition("/")[2] / "f"
+        put(storage, "f", content)
+        options = {**server.options, "remembered_digests": "true"}
+        with server.storage(prefix=storage.ref.prefix, options=options) as believer:
+            before = believer.checksum("f")
+            moment = path.stat()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            os.utime(path, ns=(moment.st_atime_ns, moment.st_mtime_ns))
+            assert believer.checksum("f") == before == Checksums(adler32=adler32(content))
+        assert storage.checksum("f") != before

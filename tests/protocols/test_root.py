@@ -14,7 +14,7 @@ from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol
 from dlm.types import Checksums, ErrorClass
 from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
-from protocols.faults import NetworkFaults, below
+from protocols.faults import NetworkFaults, below, remembered
 from protocols.filesystems import mounted, needs_root
 from protocols.servers import Place, certificate, claimed, cutting, port_of, through
 from protocols.xrootd import given_to_user, needs_gfal, open_directory, xrootd, xrootd_certificate, xrootd_token
@@ -73,18 +73,16 @@ class TestFaults(NetworkFaults):
 
 class TestServer:
     def test_what_the_server_remembers_of_a_digest_is_no_witness_unless_told_so(self, server: Place) -> None:
-        content = os.urandom(1000)
+        remembered(server, COUNT)
+
+    def test_what_nobody_can_understand_is_an_error(self, server: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         with claimed(server, COUNT) as storage:
-            path = server.directory / storage.ref.prefix.rpartition("/")[2] / "f"
-            put(storage, "f", content)
-            trusting = replace(storage.ref, options={"remembered_digests": "true"})
-            with server.storage(prefix=storage.ref.prefix, options=trusting.options) as believer:
-                before = believer.checksum("f")
-                moment = path.stat()
-                path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-                os.utime(path, ns=(moment.st_atime_ns, moment.st_mtime_ns))
-                assert believer.checksum("f") == before == Checksums(adler32=f"{zlib.adler32(content):08x}")
-            assert storage.checksum("f") != before
+            put(storage, "f", b"x")
+            monkeypatch.setattr(storage, "_call", lambda *_: (1, 10**15, 0o100644))
+            assert refusal(lambda: storage.stat("f")) == ErrorClass.IO
+            for told in ("[1]", "x", '{"totalsize": "many"}', '{"totalsize": 5}', '{"totalsize": 1e999}'):
+                monkeypatch.setattr(storage, "_call", lambda *_, told=told: told)
+                assert refusal(storage.space) == ErrorClass.IO
 
     def test_empty_directories_go_with_their_last_file(self, server: Place) -> None:
         with claimed(server, COUNT) as storage:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,17 @@ from dlm import effects
 from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol
 from dlm.protocols.interface import ReadBack
-from dlm.types import ErrorClass
-from protocols.conformance import ProtocolConformance, get, put, refusal
+from dlm.types import ErrorClass, ProtocolRef, Secret
+from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
 from protocols.faults import NetworkFaults, not_trusted, read_only
 from protocols.servers import Place, certificate, claimed, moto, rclone_serves
 
 botocore = pytest.importorskip("botocore", reason="botocore is not installed: pip install 'dlm[s3]'")
-from dlm.protocols.s3 import PART_BYTES, PARTS_PER_SIZE, S3Protocol  # noqa: E402  needs botocore
+from botocore.exceptions import ClientError  # noqa: E402
+
+from dlm.protocols.s3 import S3Protocol  # noqa: E402
+from dlm.protocols.s3_client import translating  # noqa: E402
+from dlm.protocols.s3_parts import PART_BYTES, part_bytes, parts_of  # noqa: E402
 
 pytestmark = pytest.mark.protocols
 COUNT = itertools.count(1)
@@ -40,6 +46,7 @@ def moto_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 class TestRclone(ProtocolConformance):
     tells_space = False
+    deletes_in_bulk = True
     excludes_writers = False  # rclone serve s3 does not look at If-None-Match
 
     @pytest.fixture
@@ -50,6 +57,7 @@ class TestRclone(ProtocolConformance):
 
 class TestMoto(ProtocolConformance):
     tells_space = False
+    deletes_in_bulk = True
     refused_names = ("a\nb",)  # moto has no route to it
     refused_as = ErrorClass.IO
 
@@ -109,6 +117,37 @@ class TestProof:
 
         assert refusal(lambda: storage.write("f", [b"wrong"], attempt="1", prove=prove)) == ErrorClass.CHECKSUM_MISMATCH
         assert get(storage, "f") == b"right"
+
+    def test_the_same_bytes_of_another_attempt_stay(self, storage: StorageProtocol) -> None:
+        looks = itertools.count(1)
+
+        def prove(read_back: ReadBack) -> None:
+            if next(looks) == 2:
+                put(storage, "f", b"the same", attempt="1.2", replace=True)
+            read_back(("adler32",))
+            raise StorageError(ErrorClass.CHECKSUM_MISMATCH, "a cache on the way says so")
+
+        act = partial(storage.write, "f", [b"the same"], attempt="1.1", prove=prove)
+        assert refusal(act) == ErrorClass.CHECKSUM_MISMATCH
+        assert get(storage, "f") == b"the same"
+        assert storage.stat("f").written_by == "1.2"
+
+    def test_nothing_comes_between_the_last_question_and_the_removal(self, storage: StorageProtocol) -> None:
+        asked: list[str] = []
+        head = storage._head
+        storage._head = lambda path: (asked.append("look"), head(path))[1]
+
+        def prove(read_back: ReadBack) -> None:
+            read_back(("adler32",))
+            asked.append("is there time?")
+            raise StorageError(ErrorClass.CHECKSUM_MISMATCH, "wrong")
+
+        effects.install(lambda point: asked.append(point))
+        try:
+            refusal(partial(storage.write, "f", [b"x"], attempt="1.1", prove=prove))
+        finally:
+            effects.install(None)
+        assert asked[-4:] == ["look", "is there time?", "s3.delete:before", "s3.delete:after"]
 
     def test_what_cannot_be_read_back_now_stays(self, storage: StorageProtocol) -> None:
         def prove(_: ReadBack) -> None:
@@ -205,6 +244,26 @@ class TestServer:
             }  # fmt: skip
             assert list(storage.list()) == []
 
+    @pytest.mark.parametrize("answers", [[False, True], [False, False, True], [False, False, False, True]])
+    def test_nothing_is_deleted_once_time_is_over(self, rclone_s3: Place, answers: list[bool]) -> None:
+        with claimed(rclone_s3, COUNT) as storage:
+            for path in ("a", "b"):
+                put(storage, path, b"x")
+            left = iter(answers)
+            assert storage.delete_many(["a", "b"], lambda: next(left, True)) == {}
+            assert [entry.path for entry in storage.list()] == ["a", "b"]
+
+    def test_who_has_the_last_second_taken_by_the_listing_deletes_nothing(self, rclone_s3: Place) -> None:
+        with claimed(rclone_s3, COUNT) as storage:
+            put(storage, "a", b"x")
+            reached: list[str] = []
+            effects.install(reached.append)
+            try:
+                assert storage.delete_many(["a"], lambda: "s3.delete:before" in reached) == {}
+            finally:
+                effects.install(None)
+            assert get(storage, "a") == b"x"
+
     def test_more_than_a_thousand_are_deleted_in_one_go(self, rclone_s3: Place) -> None:
         with claimed(rclone_s3, COUNT) as storage:
             for number in range(600):
@@ -215,5 +274,35 @@ class TestServer:
             assert sum(1 for _ in storage.list()) == 300
 
 
-def test_parts_grow_so_that_ten_thousand_hold_the_largest_file() -> None:
-    assert sum(PART_BYTES << number // PARTS_PER_SIZE for number in range(10_000)) >= 5 * 10**12
+def test_ten_thousand_parts_hold_the_largest_file() -> None:
+    assert sum(part_bytes(number, None) for number in range(10_000)) >= 5 * 10**12
+    for size in (1, PART_BYTES, 5 * 10**12 + 1):
+        assert 9000 * part_bytes(0, size) >= size
+
+
+def test_parts_are_small_where_the_size_is_known() -> None:
+    assert part_bytes(8999, 40 * 10**9) == PART_BYTES
+    assert part_bytes(8999, 10**12) < 120 << 20 < part_bytes(8999, None)
+    blocks = [b"x" * (3 << 20)] * 5
+    assert [len(part) for part in parts_of(blocks, 15 << 20)] == [PART_BYTES] * 3
+
+
+def test_what_the_server_says_is_shown_and_not_believed() -> None:
+    code = "\x1b[2J" + "x" * 100_000
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    with pytest.raises(StorageError) as caught, translating("read", "f"):
+        raise ClientError(answer, "GetObject")
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_the_file_of_a_client_is_there_as_long_as_the_client(tmp_path: Path) -> None:
+    with certificate(tmp_path) as (_, _, ca):
+        ref = ProtocolRef(1, "s3", STORAGE_ID, "s3", "https://127.0.0.1:1/bucket", secret=Secret({"ca": ca}))
+        storage = S3Protocol(ref)
+        client = storage._connected()
+        file = Path(client._endpoint.http_session._verify)
+        storage.close()
+        assert file.read_text() == ca
+        del client
+        gc.collect()
+        assert not file.exists()

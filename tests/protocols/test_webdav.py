@@ -21,7 +21,7 @@ from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.staging import temporary_name
 from dlm.types import Checksums, ErrorClass, ProtocolRef, Secret
-from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
+from protocols.conformance import STORAGE_ID, ProtocolConformance, adler32, get, put, refusal
 from protocols.faults import NetworkFaults, not_trusted, read_only
 from protocols.servers import Place, certificate, claimed, rclone_serves, wsgidav
 
@@ -215,7 +215,7 @@ class TestHeaders:
         def script(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
             return (200, {name: value}, b"") if asked.command == "HEAD" else MARKED
 
-        with scripted(script) as server, spoken(server.port) as storage:
+        with scripted(script) as server, spoken(server.port, remembered_digests="true") as storage:
             assert storage.checksum("f") == Checksums(adler32="024d0127")
             assert [(command, token) for command, _, token, _ in server.asked] == [
                 ("GET", "Bearer t0ken"), ("HEAD", "Bearer t0ken"),
@@ -229,10 +229,27 @@ class TestHeaders:
                 return 207, {}, told("/r/f")
             return 200, {"Digest": "adler32=zzz, unixsum=1"}, b"abc"
 
-        with scripted(script) as server, spoken(server.port) as storage:
+        with scripted(script) as server, spoken(server.port, remembered_digests="true") as storage:
             assert storage.checksum("f") == Checksums(adler32="024d0127")
 
-    def test_an_upload_is_redirected_before_it_is_sent_and_the_secret_stays_here(self) -> None:
+    def test_what_the_server_remembers_of_a_digest_is_no_witness_unless_told_so(self) -> None:
+        def script(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
+            if asked.path.endswith(".dlm-storage"):
+                return MARKED
+            if asked.command == "PROPFIND":
+                return (207, {}, told(asked.path)) if asked.path == "/r/f" else (404, {}, b"")
+            if asked.command in ("PUT", "MOVE", "MKCOL", "DELETE"):
+                return 201, {}, b""
+            return 200, {"Digest": "adler32=024d0127"}, b"abX"
+
+        with scripted(script) as server, spoken(server.port) as storage:
+            assert storage.checksum("f") == Checksums(adler32=adler32(b"abX"))
+            found: list[Checksums] = []
+            act = partial(storage.write, "f", [b"abc"], attempt="1", replace=True)
+            act(prove=lambda read_back: found.append(read_back(("adler32",))))
+            assert found == [Checksums(adler32="024d0127")], "of what was just written it is one"
+
+    def test_an_upload_is_redirected_before_it_is_sent_to_a_host_that_is_trusted(self) -> None:
         def node(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
             return 201, {}, b""
 
@@ -247,18 +264,35 @@ class TestHeaders:
 
             content = os.urandom(5 << 20)
             staged = "/r/.dlm-tmp/" + quote(temporary_name("1.1", "f"))
-            for size_bytes in (None, len(content)):
+            for size_bytes in (None, len(content), 5):
+                sent = content[:size_bytes]
                 elsewhere.asked.clear()
-                with scripted(door, early=(staged,)) as server, spoken(server.port) as storage:
-                    blocks = iter([content[: 2 << 20], content[2 << 20 :]])
+                early = (staged,) if size_bytes != 5 else ()
+                with scripted(door, early=early) as server, spoken(server.port, trusted_hosts="localhost") as storage:
+                    blocks = iter([sent[: 2 << 20], sent[2 << 20 :]])
                     storage.write("f", blocks, attempt="1.1", size_bytes=size_bytes)
-                [(command, path, token, body)] = elsewhere.asked
-                assert (command, path, token) == ("PUT", "/node?ticket=1", None)
-                assert body == content
-            elsewhere.asked.clear()
-            with scripted(door) as server, spoken(server.port, trusted_hosts="localhost") as storage:
-                put(storage, "f", b"small")
-            assert elsewhere.asked == [("PUT", "/node?ticket=1", "Bearer t0ken", b"small")]
+                assert elsewhere.asked == [("PUT", "/node?ticket=1", "Bearer t0ken", sent)]
+                elsewhere.asked.clear()
+                with scripted(door, early=early) as server, spoken(server.port) as storage:
+                    with pytest.raises(StorageError, match="PUT goes to the storage's own host.*trusted_hosts"):
+                        storage.write("f", [sent], attempt="1.1", size_bytes=size_bytes)
+                assert elsewhere.asked == []
+
+    def test_reading_is_redirected_anywhere_and_the_secret_is_not(self) -> None:
+        with scripted(lambda asked: (200, {}, b"abc")) as elsewhere:
+
+            def door(asked: Scripted) -> tuple[int, dict[str, str], bytes]:
+                if asked.path.endswith(".dlm-storage"):
+                    return MARKED
+                if asked.command == "GET":
+                    return 307, {"Location": f"http://localhost:{elsewhere.port}/node?ticket=1"}, b""
+                return 207, {}, told("/r/f")
+
+            for options, token in (({}, None), ({"trusted_hosts": "localhost"}, "Bearer t0ken")):
+                elsewhere.asked.clear()
+                with scripted(door) as server, spoken(server.port, **options) as storage:
+                    assert get(storage, "f") == b"abc"
+                assert elsewhere.asked == [("GET", "/node?ticket=1", token, b"")]
 
     def test_a_file_whose_size_is_not_told_is_not_taken_for_empty(self) -> None:
         def script(asked: Scripted) -> tuple[int, dict[str, str], bytes]:

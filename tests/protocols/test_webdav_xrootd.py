@@ -9,7 +9,7 @@ import pytest
 
 from dlm.protocols import StorageProtocol
 from protocols.conformance import ProtocolConformance
-from protocols.faults import NetworkFaults
+from protocols.faults import NetworkFaults, remembered
 from protocols.servers import Place, claimed
 from protocols.xrootd import open_directory, xrootd_https
 
@@ -35,7 +35,6 @@ class TestXrootd(ProtocolConformance):
 
 
 class TestFaults(NetworkFaults):
-    gives_digests = True
     half_written = ("dav.put:after", "dav.move:before")
 
     @pytest.fixture
@@ -46,3 +45,7 @@ class TestFaults(NetworkFaults):
     def storage(self, place: Place) -> Iterator[StorageProtocol]:
         with claimed(place, COUNT) as storage:
             yield storage
+
+
+def test_what_the_server_remembers_of_a_digest_is_no_witness_unless_told_so(server: Place) -> None:
+    remembered(server, COUNT)

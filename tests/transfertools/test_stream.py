@@ -21,7 +21,7 @@ from dlm.transfertools import Copy, Outcome, select
 from dlm.transfertools.stream import StreamTool
 from dlm.types import Checksums, ErrorClass, ProtocolRef
 from protocols.conformance import get
-from protocols.servers import Place, Served, rclone_serves, resident_bytes, silent, sshd, through, wsgidav
+from protocols.servers import Place, Served, moto, rclone_serves, resident_bytes, silent, sshd, through, wsgidav
 from protocols.xrootd import xrootd_reachable
 
 pytestmark = pytest.mark.protocols
@@ -42,6 +42,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Place
         {
             "posix": lambda base: contextlib.nullcontext(Place("posix", str(base), {}, base, {})),
             "s3": partial(rclone_serves, "s3"),
+            "moto": moto,
             "webdav": partial(rclone_serves, "webdav"),
             "wsgidav": wsgidav,
             "sftp": sshd,
@@ -225,6 +226,31 @@ def test_what_is_stored_too_late_gets_no_name(way: Way) -> None:
         effects.install(None)
     assert outcome.error_class == ErrorClass.INTERRUPTED and not set(reached) & set(NAMING)
     assert way.run(replace(copy, attempt="1.2"))[0].ok
+
+
+@pytest.mark.parametrize("size", [7, (5 << 20) + 7])
+def test_what_an_earlier_attempt_left_unproven_on_s3_is_not_in_the_way(places: dict[str, Place], size: int) -> None:
+    content = os.urandom(size)
+    with contextlib.closing(Way(places["posix"], places["moto"])) as way:
+        copy = way.give("f", content)
+        for attempt, expected in (("1.1", True), ("1.3", False), ("2.1", False)):
+            way.destination.write("to/f", [content[:-1] + b"?"], attempt=attempt, replace=True)
+            [outcome] = way.run(replace(copy, attempt="1.2"))
+            assert outcome.ok is expected, attempt
+            assert (outcome.error_class is None) or outcome.error_class == ErrorClass.DESTINATION_EXISTS
+        way.destination.write("to/f", [content[:-1] + b"?"], attempt="1.1", replace=True)
+        assert way.run(replace(copy, attempt="1.2"))[0].ok and way.arrived() == {"to/f": content}
+
+
+def test_reading_back_asks_whether_there_is_time(places: dict[str, Place]) -> None:
+    with contextlib.closing(Way(places["posix"], places["s3"])) as way:
+        copy = way.give("f", os.urandom(6 << 20))
+        looks = itertools.count()
+        assert not way.run(copy, stop=lambda: next(looks) < 0)[0].was_adopted
+        assert next(looks) > 6 + 6
+        looks = itertools.count()
+        assert way.run(copy, stop=lambda: next(looks) < 0)[0].was_adopted
+        assert next(looks) > 6
 
 
 @into_each

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dlm.core.credentials import require_fit
-from dlm.core.protocols import NewProtocol, check_protocols, check_spoken
+from dlm.core.protocols import MAX_TIMEOUT_S, NewProtocol, check_protocols, check_spoken
+from dlm.daemons.reaper import REST_S
 from dlm.errors import InvalidInput
 from dlm.protocols import schemes
 from dlm.protocols.declared import DECLARED, declared
@@ -43,8 +44,8 @@ def test_what_belongs_into_a_secret_is_no_option() -> None:
     [
         ("s3", {"regoin": "eu"}, "Did you mean 'region'?"),
         ("s3", {"addressing": "sideways"}, "one of path, virtual"),
-        ("sftp", {"timeout_s": "1e9"}, "seconds, at most 3600"),
-        ("sftp", {"timeout_s": "soon"}, "seconds, at most 3600"),
+        ("sftp", {"timeout_s": "1e9"}, "seconds, at most 300"),
+        ("sftp", {"timeout_s": "soon"}, "seconds, at most 300"),
         ("unheard", {"Not A Key": "x"}, "small letters, digits and '_'"),
     ],
 )
@@ -87,3 +88,8 @@ def test_one_way_in_is_enough(scheme: str, keys: list[str]) -> None:
 def test_a_secret_that_lets_nobody_in_is_refused(scheme: str, keys: list[str]) -> None:
     with pytest.raises(InvalidInput, match="needs"):
         require_fit(scheme, "mine", keys, "credentials")
+
+
+def test_an_effect_ends_before_those_assume_it_who_look_after_a_dead_worker() -> None:
+    botocore_tries, to_connect_and_to_answer = 2, 2
+    assert MAX_TIMEOUT_S * max(botocore_tries, to_connect_and_to_answer) + 60 < REST_S

@@ -17,6 +17,7 @@ from dlm.errors import StorageError, Unsupported
 from dlm.protocols import open_protocol
 from dlm.transfertools import Copy, Outcome, select
 from dlm.types import Checksums, ErrorClass, ProtocolRef, ReplicaState
+from dlm.unforeseen import netting
 
 _KEPT_FENCES = 20
 
@@ -85,7 +86,8 @@ def absent(refs: Iterable[ProtocolRef], timeout_s: float) -> dict[int, str]:
 
 def _probe(ref: ProtocolRef, answers: SimpleQueue[tuple[int, str | None]]) -> None:
     try:
-        open_protocol(ref).require_marker(ref.storage_uuid)
+        with netting(f"look at the marker of {ref.storage_name}"):
+            open_protocol(ref).require_marker(ref.storage_uuid)
     except (StorageError, Unsupported) as error:
         answers.put((ref.storage_id, str(error)))
     else:
@@ -131,7 +133,8 @@ class Flight:
         if not self.earlier:
             return
         try:
-            open_protocol(self.destination).remove_temporaries(*self.earlier)
+            with netting(f"remove temporaries from {self.destination.storage_name}"):
+                open_protocol(self.destination).remove_temporaries(*self.earlier)
         except (StorageError, Unsupported):
             return  # the copies meet the same storage and tell why
 
@@ -145,17 +148,21 @@ class Flight:
             yield from tool.copy_many(copies, self.deadline, self.stop)
 
     def _looked(self, look: Look) -> Looked:
-        if self.stop() or time.monotonic() >= self.deadline:
-            return Looked(look.request_id, error_class=ErrorClass.INTERRUPTED, error="no time left to look")
         try:
-            return Looked(look.request_id, leftover(look))
+            self._check()
+            with netting(f"look at {look.path}"):
+                return Looked(look.request_id, leftover(look, self._check))
         except StorageError as error:
             return Looked(look.request_id, error_class=error.error_class, error=str(error))
         except Unsupported as error:
             return Looked(look.request_id, error_class=ErrorClass.UNAVAILABLE, error=str(error))
 
+    def _check(self) -> None:
+        if self.stop() or time.monotonic() >= self.deadline:
+            raise StorageError(ErrorClass.INTERRUPTED, "no time left to look")
 
-def leftover(look: Look) -> ReplicaState | None:
+
+def leftover(look: Look, between: Callable[[], None] = lambda: None) -> ReplicaState | None:
     """What stands at the place: None, or an available file if size and digests are the catalogue's, else a bad one."""
     protocol = open_protocol(look.destination)
     there = protocol.stat(look.path)
@@ -164,7 +171,7 @@ def leftover(look: Look) -> ReplicaState | None:
     known = look.checksums.known()
     if there.size_bytes != look.size_bytes or not known:
         return ReplicaState.BAD  # with no digest to compare, nothing vouches for it
-    found = protocol.checksum(look.path, tuple(known))
+    found = protocol.checksum(look.path, tuple(known), between)
     return ReplicaState.AVAILABLE if found.agrees(look.checksums) else ReplicaState.BAD
 
 

@@ -29,6 +29,7 @@ from dlm.did import derived_path
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.types import ErrorClass, ProtocolRef
+from dlm.unforeseen import netting
 
 LOOK_S = 60.0  # between two looks at a storage's marker
 LOOK_TIMEOUT_S = 10.0  # a storage that does not show its marker within this is unavailable
@@ -259,7 +260,8 @@ class Auditor:
 def _look_at(ref: ProtocolRef) -> str | None:
     """Why the storage is not available, or None if its marker is there."""
     try:
-        open_protocol(ref).require_marker(ref.storage_uuid)
+        with netting(f"look at the marker of {ref.storage_name}"):
+            open_protocol(ref).require_marker(ref.storage_uuid)
     except (StorageError, Unsupported) as error:
         return error.detail
     return None
@@ -297,12 +299,13 @@ def _examine_one(protocol: StorageProtocol, item: Item, with_checksum: bool) -> 
     """What the storage says of one replica; Unavailable when it is not there to ask."""
     path = item.path or derived_path(item.scope, item.name)
     try:
-        stat = protocol.stat(path)
-        answer = audit.judge_size(item, None if stat is None else stat.size_bytes)
-        if answer.verdict is not Verdict.PRESENT or not audit.needs_read(item, with_checksum):
-            return answer
-        algorithms = tuple(audit.expected(item).known()) or (DEFAULT_DIGEST,)
-        return audit.judge_bytes(item, protocol.checksum(path, algorithms))
+        with netting(f"look at {path}"):
+            stat = protocol.stat(path)
+            answer = audit.judge_size(item, None if stat is None else stat.size_bytes)
+            if answer.verdict is not Verdict.PRESENT or not audit.needs_read(item, with_checksum):
+                return answer
+            algorithms = tuple(audit.expected(item).known()) or (DEFAULT_DIGEST,)
+            return audit.judge_bytes(item, protocol.checksum(path, algorithms))
     except StorageError as error:
         if error.error_class == ErrorClass.UNAVAILABLE:
             raise Unavailable(error.detail) from error

@@ -31,6 +31,7 @@ from dlm.did import derived_path
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.types import ChangeKind, ErrorClass, ProtocolRef, ReplicaState
+from dlm.unforeseen import netting
 
 LATER_S = 600.0  # a replica that may not go, or could not be deleted, is looked at again after this
 REST_S = 900.0  # the longest a single effect of a worker that lost its lease may still take
@@ -234,8 +235,9 @@ class Reaper:
         try:
             if ref is None:
                 raise Unsupported("the storage has no protocol any more")
-            protocol = open_protocol(ref)
-            protocol.require_marker(ref.storage_uuid)
+            with netting(f"look at the marker of {ref.storage_name}"):
+                protocol = open_protocol(ref)
+                protocol.require_marker(ref.storage_uuid)
         except Unsupported as error:
             outcome.failed += [(claim, StorageError(ErrorClass.INVALID_PATH, error.detail), False) for claim in left]
             return outcome
@@ -373,7 +375,8 @@ def _delete_chunk(
     paths = {claim.path or derived_path(claim.scope, claim.name): claim for claim in claims}
     effects.point("reaper.delete:before")
     try:
-        answers = protocol.delete_many(paths, is_over)
+        with netting("delete files"):
+            answers = protocol.delete_many(paths, is_over)
     except StorageError as error:
         outcome.failed += [(claim, error, True) for claim in claims]
         if error.error_class == ErrorClass.UNAVAILABLE:

@@ -24,6 +24,7 @@ from dlm.gfal import extension, proxy, worker
 from dlm.gfal.speech import Speech
 from dlm.rooted import shown
 from dlm.types import ErrorClass
+from dlm.unforeseen import ODD
 
 START_S = 30.0
 REST_S = 5.0
@@ -95,11 +96,14 @@ class GfalError(Exception):
 
 @contextlib.contextmanager
 def translating(doing: str, path: str, *, writing: bool = False) -> Iterator[None]:
-    """Turns what gfal2 says inside the block into a StorageError."""
+    """Turns what gfal2 says inside the block, and what odd answers raise there, into a StorageError."""
     try:
         yield
     except GfalError as error:
         raise error.judged(doing, path, writing=writing) from error
+    except ODD as error:
+        detail = f"cannot {doing} {shown(path)}: the server's answer cannot be understood ({shown(str(error))})"
+        raise StorageError(ErrorClass.IO, detail) from error
 
 
 class Worker:

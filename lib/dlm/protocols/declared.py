@@ -36,7 +36,7 @@ _PASSWORD = ("username", "password")
 _CERTIFICATE = ("certificate", "key")  # PEM texts
 # trusted_hosts: where redirects may take the secret, and storages that are told its token to fetch files themselves
 # (names, or endings that begin with a dot, with commas between)
-_DAV = Declared(("allow_http", "trusted_hosts"), (("token",), _PASSWORD, _CERTIFICATE))
+_DAV = Declared(("allow_http", "remembered_digests", "trusted_hosts"), (("token",), _PASSWORD, _CERTIFICATE))
 CHOICES = {"addressing": ("path", "virtual"), "allow_http": ("true", "false"), "remembered_digests": ("true", "false")}
 DECLARED: dict[str, Declared] = {
     "posix": Declared(),

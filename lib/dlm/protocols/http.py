@@ -9,23 +9,33 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
-import select
 import ssl
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.message import Message
+from functools import cached_property
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from dlm.errors import StorageError
-from dlm.protocols.network import STATUS_CLASSES, STATUS_CLASSES_WRITING, from_network_error, is_loopback, translating
+from dlm.protocols.connections import Lent, PacedResponse, Pool, is_readable
+from dlm.protocols.network import (
+    STATUS_CLASSES,
+    STATUS_CLASSES_WRITING,
+    from_network_error,
+    is_loopback,
+    is_near,
+    tls_context,
+    translating,
+)
 from dlm.rooted import shown
 from dlm.types import ErrorClass
+from dlm.unforeseen import ODD
 
 BLOCK_BYTES = 1 << 20
-IDLE_CONNECTIONS = 8
 REDIRECTS = 5
 CONTINUE_WAIT_S = 1.0  # for "100 Continue", which servers may leave out
+READING = ("GET", "HEAD", "PROPFIND")  # what may be sent to another place: it changes nothing there
+_RAISED = (*ODD, http.client.HTTPException)
 _REDIRECTING = (301, 302, 303, 307, 308)
 _STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
 
@@ -53,12 +63,12 @@ class Answer:
         self._pool, self._response = pool, response
         self._connection: http.client.HTTPConnection | None = connection
 
-    def blocks(self, doing: str, path: str) -> Iterator[bytes]:
+    def blocks(self, doing: str, path: str, size_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
         """The body; IO if it ends before its announced length."""
         left = self._response.length
         while True:
             with translating(doing, path):
-                block = self._response.read(BLOCK_BYTES)
+                block = self._response.read(size_bytes)
             if not block:
                 break
             left = None if left is None else left - len(block)
@@ -71,7 +81,7 @@ class Answer:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        with contextlib.suppress(OSError, http.client.HTTPException):
+        with contextlib.suppress(*_RAISED):
             if not self._response.isclosed() and (self._response.length or 0) < 1 << 14:
                 self._response.read(1 << 16)
         is_whole = self._response.isclosed() and not self._response.will_close
@@ -85,46 +95,6 @@ class Answer:
         self.close()
 
 
-class Pool:
-    """Connections to one host. Each is used by one thread at a time; those that nobody uses are kept for the next."""
-
-    def __init__(self, root: SplitResult, context: ssl.SSLContext | None, timeout_s: float) -> None:
-        self.root, self.context, self.timeout_s = root, context, timeout_s
-        self._idle: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
-        self._is_closed = False
-
-    def borrow(self) -> tuple[http.client.HTTPConnection, bool]:
-        """A connection, and whether it was used before."""
-        while True:
-            with self._lock:
-                connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                return self._fresh(), False
-            if connection.sock is not None and not _is_readable(connection.sock, 0):
-                return connection, True
-            connection.close()  # the server has closed it meanwhile
-
-    def give_back(self, connection: http.client.HTTPConnection, is_reusable: bool) -> None:
-        with self._lock:
-            if is_reusable and not self._is_closed and len(self._idle) < IDLE_CONNECTIONS:
-                self._idle.append(connection)
-                return
-        connection.close()
-
-    def _fresh(self) -> http.client.HTTPConnection:
-        host, port = self.root.hostname or "", self.root.port
-        if self.context is None:
-            return http.client.HTTPConnection(host, port, timeout=self.timeout_s)
-        return http.client.HTTPSConnection(host, port, timeout=self.timeout_s, context=self.context)
-
-    def close(self) -> None:
-        with self._lock:
-            idle, self._idle, self._is_closed = self._idle, [], True
-        for connection in idle:
-            connection.close()
-
-
 class Server:
     """The server of a root, spoken to with its secret. `trusted_hosts` get the secret too when redirected to."""
 
@@ -133,12 +103,20 @@ class Server:
         trusted_hosts: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.root, self.context, self.timeout_s = root, context, timeout_s
-        self._pool = Pool(root, context, timeout_s)
+        self._lent = Lent()
+        self._pool = Pool(root, context, timeout_s, self._lent)
         self._authorization = authorization(secret)
+        self._shows_certificate = "certificate" in secret
+        self._authority = {"ca": secret["ca"]} if "ca" in secret else {}
         self._trusted_hosts = tuple(trusted_hosts)
 
     def close(self) -> None:
         self._pool.close()
+
+    def hang_up(self) -> None:
+        """Close, and end what threads wait for."""
+        self.close()
+        self._lent.end()
 
     def ask(self, request: Request) -> Answer:
         """The answer to a request whose body is in memory; redirects followed."""
@@ -153,12 +131,15 @@ class Server:
 
     def _ask_once(self, pool: Pool, request: Request) -> Answer:
         while True:
-            connection, is_used = pool.borrow()
+            with translating(request.verb(), request.path):
+                connection, is_used = pool.borrow()
             try:
                 connection.request(request.method, request.target, request.body or None, self._headers(pool, request))
                 return Answer(pool, connection, connection.getresponse())
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
+            except BaseException as error:  # whatever ends it: the connection is in the middle of something
+                pool.drop(connection)
+                if not isinstance(error, _RAISED):
+                    raise
                 if is_used and isinstance(error, _STALE) and request.method != "MOVE":
                     continue  # closed by the server while idle: nothing of this was done
                 raise from_network_error(error, request.verb(), request.path) from error
@@ -182,15 +163,18 @@ class Server:
         """A connection that waits for the body; or with the answer of a server that does not want it."""
         length = {"Transfer-Encoding": "chunked"} if size_bytes is None else {"Content-Length": str(size_bytes)}
         while True:
-            connection, is_used = pool.borrow()
+            with translating(request.verb(), request.path):
+                connection, is_used = pool.borrow()
             try:
                 connection.putrequest(request.method, request.target, skip_accept_encoding=True)
                 for name, value in {**self._headers(pool, request), **length, "Expect": "100-continue"}.items():
                     connection.putheader(name, value)
                 connection.endheaders()
                 return connection, _early_answer(pool, connection)
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
+            except BaseException as error:  # whatever ends it: the connection is in the middle of something
+                pool.drop(connection)
+                if not isinstance(error, _RAISED):
+                    raise
                 if is_used and isinstance(error, _STALE):
                     continue
                 raise from_network_error(error, request.verb(), request.path) from error
@@ -208,18 +192,45 @@ class Server:
         return host == self.root.hostname or any(named)
 
     def _redirected(self, pool: Pool, request: Request, location: str) -> tuple[Pool, Request]:
-        place = urlsplit(urljoin(f"{pool.root.scheme}://{pool.root.netloc}{request.target}", location))
-        is_plain = place.scheme == "http"
-        allowed = place.scheme == "https" or (is_plain and (self.context is None or is_loopback(place.hostname or "")))
-        if not allowed or not place.hostname:
-            elsewhere = f"{shown(place.scheme)}://{shown(place.netloc)}"
-            raise StorageError(ErrorClass.IO, f"{shown(request.path)}: a redirect to {elsewhere} is refused")
+        with translating(request.verb(), request.path):
+            place = urlsplit(urljoin(f"{pool.root.scheme}://{pool.root.netloc}{request.target}", location))
+            refusal = self._refusal(place, request)
+        if refusal is not None:
+            elsewhere = f"a redirect to {shown(place.scheme)}://{shown(place.netloc)} is refused"
+            raise StorageError(ErrorClass.IO, f"{shown(request.path)}: {elsewhere}: {refusal}")
         target = (place.path or "/") + (f"?{place.query}" if place.query else "")
-        if (place.scheme, place.netloc) != (self.root.scheme, self.root.netloc):
-            context = None if is_plain else self.context or ssl.create_default_context()
-            pool = Pool(place, context, self.timeout_s)
-            pool.close()  # it keeps nothing: the next file may be elsewhere
-        return pool, replace(request, target=target)
+        if (place.scheme, place.netloc) == (self.root.scheme, self.root.netloc):
+            return self._pool, replace(request, target=target)
+        is_here = is_loopback(self.root.hostname or "") or is_near(self.root.hostname or "")
+        is_distant = not (is_here or self._is_trusted(place))
+        elsewhere_pool = Pool(place, self._context_for(place), self.timeout_s, self._lent, is_distant)
+        elsewhere_pool.close()  # it keeps nothing: the next file may be elsewhere
+        return elsewhere_pool, replace(request, target=target)
+
+    def _refusal(self, place: SplitResult, request: Request) -> str | None:
+        """Why the server may not send us there, None if it may; ValueError when it is no address."""
+        host, _ = place.hostname or "", place.port
+        if place.scheme not in ("https", "http") or not host:
+            return "it is no address of a web server"
+        # An unencrypted root that is not of this host is one for which the administrator allows that.
+        is_open = self.context is None and (is_loopback(host) or not is_loopback(self.root.hostname or ""))
+        if place.scheme == "http" and not is_open:
+            return "it is not encrypted"
+        if request.method not in READING and not self._is_trusted(place):
+            return f"{request.method} goes to the storage's own host, and to those in its option trusted_hosts"
+        return None
+
+    def _context_for(self, place: SplitResult) -> ssl.SSLContext | None:
+        """Whom we trust there; who we are is for those that may see it."""
+        if place.scheme == "http":
+            return None
+        if self.context is not None and (self._is_trusted(place) or not self._shows_certificate):
+            return self.context
+        return self._anonymous
+
+    @cached_property
+    def _anonymous(self) -> ssl.SSLContext:
+        return tls_context(self._authority)
 
 
 def authorization(secret: Mapping[str, str]) -> str | None:
@@ -243,9 +254,9 @@ def refused(answer: Answer, request: Request, *, writing: bool = False, because:
 
 def _early_answer(pool: Pool, connection: http.client.HTTPConnection) -> Answer | None:
     """What the server says before it got the body; None if it wants it, or says nothing for a moment."""
-    if not _is_readable(connection.sock, min(CONTINUE_WAIT_S, pool.timeout_s)):
+    if not is_readable(connection.sock, min(CONTINUE_WAIT_S, pool.timeout_s)):
         return None
-    response = _Response(connection.sock, method="PUT")
+    response = _EarlyResponse(connection.sock, method="PUT")
     connection.sock.settimeout(CONTINUE_WAIT_S)
     try:
         response.begin()
@@ -259,11 +270,11 @@ def _early_answer(pool: Pool, connection: http.client.HTTPConnection) -> Answer 
     return Answer(pool, connection, response)
 
 
-class _Response(http.client.HTTPResponse):
+class _EarlyResponse(PacedResponse):
     """One that stops at `100 Continue` instead of reading on."""
 
     def _read_status(self) -> tuple[str, int, str]:
-        version, status, reason = super()._read_status()  # type: ignore[misc]
+        version, status, reason = super()._read_status()
         if status == http.client.CONTINUE:
             http.client.parse_headers(self.fp)
             raise _Continue
@@ -302,7 +313,7 @@ def _sent(
         return answer
     finally:
         if not is_done:
-            connection.close()
+            pool.drop(connection)
 
 
 def _send_chunk(connection: http.client.HTTPConnection, chunk: bytes, is_framed: bool) -> OSError | None:
@@ -326,16 +337,10 @@ def _final_answer(
     """The answer to an upload; a server that ended it half-way may have said why."""
     try:
         answer = Answer(pool, connection, connection.getresponse())
-    except (OSError, http.client.HTTPException) as error:
+    except _RAISED as error:
         cause = failure or error
         raise from_network_error(cause, request.verb(), request.path) from cause
     if failure is not None and answer.status < 300:
         answer.close()
         raise from_network_error(failure, request.verb(), request.path) from failure
     return answer
-
-
-def _is_readable(sock: object, wait_s: float) -> bool:
-    poll = select.poll()  # not select(): descriptors above 1023 are usual in a daemon
-    poll.register(sock, select.POLLIN)  # type: ignore[arg-type]
-    return bool(poll.poll(wait_s * 1000))

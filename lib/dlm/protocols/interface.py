@@ -20,10 +20,11 @@ from dlm.types import Checksums, ProtocolRef
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """A file as the storage describes it."""
+    """A file as the storage describes it; `written_by` is the attempt that wrote it, where the storage remembers."""
 
     size_bytes: int
     modified_at: datetime
+    written_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,11 @@ class Chunks:
         self.close()
 
 
-ReadBack = Callable[[Collection[str]], Checksums]  # the digests that are asked for, of what is stored
+def nothing() -> None:
+    """What is done between two blocks, when nothing is to be."""
+
+
+ReadBack = Callable[..., Checksums]  # (algorithms, between): these digests of what is stored
 
 
 class StorageProtocol(ABC):
@@ -100,6 +105,10 @@ class StorageProtocol(ABC):
 
     def close(self) -> None:  # noqa: B027  most have nothing to close
         """Let go of connections that are not in use; more than once does no harm."""
+
+    def hang_up(self) -> None:
+        """`close`, and end what other threads still wait for, where that can be: their calls fail. No call follows."""
+        self.close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +144,8 @@ class StorageProtocol(ABC):
 
         `prove` is called once the bytes are stored, and gets the way to digest them there; what it raises ends the
         write before anything has the name. A storage without temporary names (S3) has named them by then: it removes
-        them again, if that raised CHECKSUM_MISMATCH, and does so at a second look. Adopted content was compared.
+        them again, if that raised CHECKSUM_MISMATCH, and does so at a second look. So that is only to be raised while
+        there is time to remove something. Adopted content was compared.
         """
 
     @abstractmethod
@@ -160,8 +170,13 @@ class StorageProtocol(ABC):
         """All files below the directory `prefix`, streamed, in no order; dlm's own files left out."""
 
     @abstractmethod
-    def checksum(self, path: str, algorithms: Collection[str] = ("adler32",)) -> Checksums:
-        """Digests of the stored bytes: the storage's own where it computes them from the bytes, else a full read."""
+    def checksum(
+        self, path: str, algorithms: Collection[str] = ("adler32",), between: Callable[[], None] = nothing
+    ) -> Checksums:
+        """Digests of the stored bytes: the storage's own where it computes them from the bytes, else a full read.
+
+        `between` is called between two blocks of that; what it raises ends it.
+        """
 
     @abstractmethod
     def space(self) -> Space:

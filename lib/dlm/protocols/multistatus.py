@@ -12,8 +12,11 @@ from xml.parsers import expat
 from dlm.errors import StorageError
 from dlm.rooted import shown
 from dlm.types import ErrorClass
+from dlm.unforeseen import ODD
 
 TEXT_LIMIT = 1 << 16
+RESPONSE_LIMIT_BYTES = 1 << 18  # what may come without the end of a resource; expat keeps all of an unfinished tag
+BLOCK_BYTES = 1 << 16  # other threads wait while a block is understood
 _SINCE_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 _TAKEN = {
     "DAV: href": "href", "DAV: getcontentlength": "size", "DAV: getlastmodified": "modified",
@@ -47,16 +50,21 @@ class Resource:
         return self.size_bytes
 
 
-def resources(blocks: Iterable[bytes]) -> Iterator[Resource]:
-    """The resources of a multistatus; IO if it is none, or stops half-way."""
+def resources(blocks: Iterable[bytes], limit_bytes: int | None = None) -> Iterator[Resource]:
+    """The resources of a multistatus; IO if it is none, stops half-way, or is longer than that."""
     reader = _Reader()
+    size = since = 0  # in all, and since the last resource ended
     try:
         for block in blocks:
             reader.parser.Parse(block, False)
-            yield from reader.taken()
+            found = reader.taken()
+            size, since = size + len(block), 0 if found else since + len(block)
+            if since > RESPONSE_LIMIT_BYTES or (limit_bytes is not None and size > limit_bytes):
+                raise ValueError("it is too long for what it tells")
+            yield from found
         reader.parser.Parse(b"", True)
-    except (expat.ExpatError, ValueError) as error:
-        raise StorageError(ErrorClass.IO, f"the server's listing cannot be read: {error}") from error
+    except (expat.ExpatError, *ODD) as error:
+        raise StorageError(ErrorClass.IO, f"the server's listing cannot be read: {shown(str(error))}") from error
     yield from reader.taken()
 
 

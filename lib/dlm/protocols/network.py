@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from dlm.errors import StorageError
 from dlm.rooted import shown
 from dlm.types import ErrorClass, ProtocolRef
+from dlm.unforeseen import ODD
 
 # By HTTP status, whatever speaks HTTP. What is not here: 5xx and 4xx alike are IO, to be tried again.
 STATUS_CLASSES = {
@@ -42,7 +43,7 @@ NOT_TRUSTED = "put the certificate of its authority into the secret's ca, or int
 
 
 class translating:  # noqa: N801  reads as a statement
-    """Turns what sockets, TLS and http.client raise inside the block into a StorageError."""
+    """Turns what sockets, TLS, http.client and odd answers raise inside the block into a StorageError."""
 
     __slots__ = ("doing", "path")
 
@@ -53,7 +54,7 @@ class translating:  # noqa: N801  reads as a statement
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, OSError | http.client.HTTPException):
+        if isinstance(error, (*ODD, http.client.HTTPException)):
             raise from_network_error(error, self.doing, self.path) from error
 
 
@@ -85,7 +86,7 @@ def root_url(ref: ProtocolRef, plain: bool) -> SplitResult:
     try:
         parts = urlsplit(ref.prefix)
         host = parts.hostname
-        _ = parts.port
+        _ = parts.port, (host or "").encode("idna")  # what is no name of a host fails later, and elsewhere
     except ValueError:
         host = None
     if not host:
@@ -102,6 +103,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_near(address: str) -> bool:
+    """True for addresses of this host and its link: what answers there often asks nobody who they are."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    found = getattr(found, "ipv4_mapped", None) or found
+    return found.is_loopback or found.is_link_local or found.is_unspecified
 
 
 def tls_context(secret: Mapping[str, str]) -> ssl.SSLContext:

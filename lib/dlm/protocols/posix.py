@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from dlm import effects, staging
 from dlm.digest import Digest, aligned_buffer, digest_stored
 from dlm.errors import StorageError
-from dlm.protocols.interface import Chunks, Entry, ReadBack, Space, Stat, StorageProtocol, Written
+from dlm.protocols.interface import Chunks, Entry, ReadBack, Space, Stat, StorageProtocol, Written, nothing
 from dlm.rooted import MARKER, SIBLING, TEMPORARIES, Root, open_to_list, shown, split, sync_directory, translating
 from dlm.types import Checksums, ErrorClass
 
@@ -67,7 +68,7 @@ class PosixProtocol(StorageProtocol):
                 with translating("write", path, "destination"):
                     _sync(staged)
                     if prove is not None:
-                        prove(lambda wanted: _digests(staged.fd, path, wanted))
+                        prove(partial(_digests, staged.fd, path))
                     adopted = not _publish_durably(root, staged, replace)
             finally:
                 staging.discard(root, staged)
@@ -104,11 +105,13 @@ class PosixProtocol(StorageProtocol):
         with self._marked_root() as root:
             yield from _walk(root, prefix)
 
-    def checksum(self, path: str, algorithms: Collection[str] = ("adler32",)) -> Checksums:
+    def checksum(
+        self, path: str, algorithms: Collection[str] = ("adler32",), between: Callable[[], None] = nothing
+    ) -> Checksums:
         with self._marked_root() as root:
             fd = root.open_file(path)
         try:
-            return _digests(fd, path, algorithms)
+            return _digests(fd, path, algorithms, between)
         finally:
             os.close(fd)
 
@@ -178,10 +181,10 @@ def _blocks(fd: int, path: str, offset: int, length: int | None) -> Iterator[byt
         left = None if left is None else left - len(block)
 
 
-def _digests(fd: int, path: str, algorithms: Collection[str]) -> Checksums:
+def _digests(fd: int, path: str, algorithms: Collection[str], between: Callable[[], None] = nothing) -> Checksums:
     """The digests of what the disk holds."""
     with translating("read", path):
-        digest = digest_stored(fd, algorithms, aligned_buffer())
+        digest = digest_stored(fd, algorithms, aligned_buffer(), between)
     return Checksums(**digest.hexdigests())
 
 

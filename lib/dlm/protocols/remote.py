@@ -9,10 +9,11 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from dlm.digest import Digest
 from dlm.errors import StorageError, Unsupported
-from dlm.protocols.interface import Chunks, Entry, ReadBack, Stat, StorageProtocol, Written
+from dlm.protocols.interface import Chunks, Entry, ReadBack, Stat, StorageProtocol, Written, nothing
 from dlm.protocols.places import above, remote_root
 from dlm.rooted import MARKER, SEAL, SIBLING, TEMPORARIES, parsed_marker, require_owner, shown, split
 from dlm.staging import temporary_name
@@ -31,8 +32,13 @@ class Storing:
     temporary: str
     replace: bool = False
     size_bytes: int | None = None  # where it is known
-    prove: Callable[[str], None] = lambda _: None  # is called with the path under which the bytes are stored
+    # Is called with the path under which the bytes are stored, and perhaps with what is to be done once they were read.
+    prove: Callable[..., None] = lambda *_: None
     fill: Callable[[str], None] | None = None  # puts them under the temporary's URL, instead of the chunks
+
+    def attempt(self) -> str:
+        """The attempt that stores them."""
+        return self.temporary.rpartition("~")[0]
 
 
 class RemoteProtocol(StorageProtocol):
@@ -115,9 +121,9 @@ class RemoteProtocol(StorageProtocol):
                 require_same(bytes_in, stored, path)
             return Written(digest.size_bytes, Checksums(**digest.hexdigests()), was_adopted=True)
 
-        def proven(stored: str) -> None:
+        def proven(stored: str, then: Callable[[], None] = nothing) -> None:
             if prove is not None:
-                prove(lambda wanted: self._digests(stored, wanted))
+                prove(partial(self._read_back, stored, then))
 
         published = self._store(path, bytes_in, Storing(temporary, replace, size_bytes, proven))
         return Written(digest.size_bytes, Checksums(**digest.hexdigests()), was_adopted=not published)
@@ -143,20 +149,44 @@ class RemoteProtocol(StorageProtocol):
         self.url(path)
 
         def proven(stored: str) -> None:
-            prove(lambda wanted: self._digests(stored, wanted))
+            prove(partial(self._read_back, stored, nothing))
 
         return self._store(path, (), Storing(temporary, replace, prove=proven, fill=fill))
 
-    def checksum(self, path: str, algorithms: Collection[str] = ("adler32",)) -> Checksums:
-        return self._digests(self._checked(path), algorithms)
+    def _read_back(
+        self, path: str, then: Callable[[], None], algorithms: Collection[str], between: Callable[[], None] = nothing
+    ) -> Checksums:
+        found = self._digests(path, algorithms, between)
+        then()
+        return found
 
-    def _digests(self, path: str, algorithms: Collection[str]) -> Checksums:
-        """`checksum` without a look at the marker; the path is checked, or a temporary's."""
+    def checksum(
+        self, path: str, algorithms: Collection[str] = ("adler32",), between: Callable[[], None] = nothing
+    ) -> Checksums:
+        return self._digests(self._checked(path), algorithms, between)
+
+    def _digests(self, path: str, algorithms: Collection[str], between: Callable[[], None] = nothing) -> Checksums:
+        """`checksum` without a look at the marker; the path is checked, or a temporary's.
+
+        The server's word counts for what was written just now, of which nobody has asked it before. Of what stands
+        there longer it may tell what it remembers: no witness of the bytes. That is read, unless the option
+        remembered_digests says that the server's word is enough.
+        """
+        is_fresh = path.startswith(f"{TEMPORARIES}/")
+        if is_fresh or self.ref.options.get("remembered_digests") == "true":
+            told = self._told_digests(path, algorithms)
+            if told is not None:
+                return told
         digest = Digest(algorithms)
         with self._open(path) as chunks:
             for block in chunks:
+                between()
                 digest.update(block)
         return Checksums(**digest.hexdigests())
+
+    def _told_digests(self, path: str, algorithms: Collection[str]) -> Checksums | None:
+        """The server's digests; None where it does not give all of them."""
+        return None
 
     def delete(self, path: str) -> bool:
         return self._delete(self._checked(path))
@@ -265,6 +295,17 @@ def require_file_names(path: str) -> None:
     if any(len(os.fsencode(part)) > NAME_LIMIT_BYTES for part in path.split("/")):
         detail = f"path {shown(path)} refused: a name has at most {NAME_LIMIT_BYTES} bytes"
         raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
+
+
+def beginning(chunks: Chunks, limit_bytes: int) -> bytes:
+    """The first bytes of a file that should be a small one; how it goes on is not read."""
+    found = bytearray()
+    with chunks:
+        for block in chunks:
+            found += block
+            if len(found) >= limit_bytes:
+                break
+    return bytes(found[:limit_bytes])
 
 
 def require_same(chunks: Iterable[bytes], stored: Iterator[bytes], path: str) -> None:

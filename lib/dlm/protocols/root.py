@@ -92,7 +92,8 @@ class RootProtocol(RemoteProtocol):
             if judged.error_class == ErrorClass.SOURCE_MISSING or self._is_below_a_file(path, judged):
                 return None
             raise judged from error
-        return Stat(size, datetime.fromtimestamp(moment, UTC)), mode
+        with translating("stat", path or self.ref.prefix):
+            return Stat(size, datetime.fromtimestamp(moment, UTC)), mode
 
     def _is_below_a_file(self, path: str, judged: StorageError) -> bool:
         """True when a part above the path is a file: servers call that a failure like any other."""
@@ -144,7 +145,9 @@ class RootProtocol(RemoteProtocol):
                 for name, size, moment, is_directory in entries:
                     path = f"{directory}/{name}" if directory else name
                     if not is_directory:
-                        yield Entry(path, size, datetime.fromtimestamp(moment, UTC))
+                        with translating("list", path):
+                            entry = Entry(path, size, datetime.fromtimestamp(moment, UTC))
+                        yield entry
                     elif path != TEMPORARIES:
                         _require_depth(path)
                         left.append(path)
@@ -176,26 +179,15 @@ class RootProtocol(RemoteProtocol):
     def space(self) -> Space:
         self._require_root()
         with translating("measure", self.ref.prefix):
-            told = json.loads(str(self._call("attribute", "", "spacetoken")))
-        if not told.get("totalsize", 0) > 0:
-            raise Unsupported("this server does not say how much space it has")
-        return Space(told["usedsize"], told["unusedsize"], told["totalsize"])
-
-    def _digests(self, path: str, algorithms: Collection[str]) -> Checksums:
-        """The server's digests of what was written just now, which nobody has asked for before.
-
-        Of what stands there longer it tells what it remembers, as long as the file's time is the same: no witness of
-        the bytes. That is read, unless the option remembered_digests says that the server's word is enough.
-        """
-        is_fresh = path.startswith(f"{TEMPORARIES}/")
-        if self._gives_digests and (is_fresh or self.ref.options.get("remembered_digests") == "true"):
-            told = self._told_digests(path, algorithms)
-            if told is not None:
-                return told
-        return super()._digests(path, algorithms)
+            told = dict(json.loads(str(self._call("attribute", "", "spacetoken"))))
+            total = int(told.get("totalsize", 0))
+            if total > 0:
+                return Space(int(told["usedsize"]), int(told["unusedsize"]), total)
+        raise Unsupported("this server does not say how much space it has")
 
     def _told_digests(self, path: str, algorithms: Collection[str]) -> Checksums | None:
-        """The server's digests; None where it has none of that kind."""
+        if not self._gives_digests:
+            return None
         there = self._stat(path)
         limit_s = self.timeout_s + (there.size_bytes / DIGEST_BYTES_PER_S if there else 0)
         told: dict[str, str] = {}

@@ -6,45 +6,49 @@ Digests of dlm are not what an ETag is, so a checksum is a full read. There is n
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import re
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.network import readable
-from dlm.protocols.remote import RemoteProtocol, Storing, other_content, require_same
+from dlm.protocols.remote import RemoteProtocol, Storing, beginning, other_content, require_same
 from dlm.protocols.s3_client import CODES, bucket_of, made_client, translating
+from dlm.protocols.s3_parts import Upload, chained, md5_of, parts_of
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown
 from dlm.types import ErrorClass, ProtocolRef
 
-PART_BYTES = 5 << 20  # the smallest that S3 takes
-PARTS_PER_SIZE = 1000  # then parts are twice as large: 10,000 of them are the most, and hold 5 TiB
 PARTS_IN_FLIGHT = 2
 BLOCK_BYTES = 1 << 20
 KEY_LIMIT_BYTES = 1024
+NOTE_LIMIT_BYTES = 16 * KEY_LIMIT_BYTES
 BULK_FILES = 1000
+ATTEMPT = "dlm-attempt"  # in a file's metadata: the attempt that wrote it
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # no bulk request can name these
 
 
-@dataclass(slots=True)
-class Upload:
-    """An upload in parts: what it is called, and the parts that were sent, in order."""
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the server tells of a file; two that are equal are the same write, as far as it tells that."""
 
-    key: str
-    upload_id: str
-    note: str
-    parts: list[dict[str, Any]] = field(default_factory=list)
-    digests: list[tuple[int, bytes]] = field(default_factory=list)  # (size, md5) of each part
+    size_bytes: int
+    modified_at: datetime
+    etag: str
+    version_id: str | None = None
+    written_by: str | None = None  # the attempt
+
+    def stat(self) -> Stat:
+        return Stat(self.size_bytes, self.modified_at, self.written_by)
 
 
 class S3Protocol(RemoteProtocol):
@@ -57,7 +61,6 @@ class S3Protocol(RemoteProtocol):
     def __init__(self, ref: ProtocolRef) -> None:
         super().__init__(ref)
         self._connecting = threading.Lock()
-        self._kept = contextlib.ExitStack()  # what the client reads for each connection
 
     # -- speaking -----------------------------------------------------------------------------------------------
 
@@ -68,14 +71,14 @@ class S3Protocol(RemoteProtocol):
                 ca = (self.ref.secret or {}).get("ca")
                 with contextlib.ExitStack() as kept:
                     self._client = made_client(self.ref, self.timeout_s, ca and kept.enter_context(readable(ca)))
-                    self._kept = kept.pop_all()
+                    # It reads the file for each connection, and a thread may be at that when the storage is closed.
+                    weakref.finalize(self._client, kept.pop_all().close)
         return self._client
 
     def close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             client.close()
-            self._kept.close()
 
     def _place(self, path: str) -> dict[str, str]:
         """Bucket and key of a path."""
@@ -95,11 +98,11 @@ class S3Protocol(RemoteProtocol):
 
     # -- looking ------------------------------------------------------------------------------------------------
 
-    def _head(self, path: str) -> dict[str, Any] | None:
+    def _head(self, path: str) -> Head | None:
         client = self._connected()
         try:
             with translating("stat", path):
-                return dict(client.head_object(**self._place(path)))
+                return _described(client.head_object(**self._place(path)))
         except StorageError as error:
             if error.error_class == ErrorClass.SOURCE_MISSING:
                 return None
@@ -107,7 +110,7 @@ class S3Protocol(RemoteProtocol):
 
     def _stat(self, path: str) -> Stat | None:
         head = self._head(path)
-        return None if head is None else Stat(head["ContentLength"], head["LastModified"])
+        return None if head is None else head.stat()
 
     def _open(self, path: str, offset: int = 0, length: int | None = None) -> Chunks:
         if length == 0 or offset:
@@ -141,9 +144,10 @@ class S3Protocol(RemoteProtocol):
             if page is None:
                 return
             for found in page.get("Contents", ()):
-                path = found["Key"][len(self._below) :]
-                if not path.endswith("/"):  # what some tools leave in a directory's place
-                    yield Entry(path, found["Size"], found["LastModified"])
+                with translating("list", prefix or self.ref.prefix):
+                    entry = Entry(found["Key"][len(self._below) :], found["Size"], found["LastModified"])
+                if not entry.path.endswith("/"):  # what some tools leave in a directory's place
+                    yield entry
 
     def space(self) -> Space:
         raise Unsupported("S3 does not say how much space it has")
@@ -158,35 +162,38 @@ class S3Protocol(RemoteProtocol):
     # -- writing ------------------------------------------------------------------------------------------------
 
     def _store(self, path: str, chunks: Iterable[bytes], storing: Storing) -> bool:
-        parts = _parts(chunks)
+        parts = parts_of(chunks, storing.size_bytes)
         first = next(parts, b"")
         second = next(parts, None)
         if second is None:
-            is_new = self._put(path, first, storing.replace)
+            is_new = self._put(path, first, storing.replace, storing.attempt())
         else:
-            is_new = self._put_in_parts(path, _all(first, second, parts), storing)
+            is_new = self._put_in_parts(path, chained(first, second, parts), storing)
         if is_new:
             self._require_proof(path, storing.prove)
         return is_new
 
-    def _require_proof(self, path: str, prove: Callable[[str], None]) -> None:
+    def _require_proof(self, path: str, prove: Callable[..., None]) -> None:
         """Remove the file if it proves wrong twice and is the same both times, and raise what it proved to be.
 
         Once is not enough: 1. we read wrong bytes and pause, 2. our lease ends, another attempt replaces the file,
-        3. we wake up, and would delete a good copy. What cannot be read now stays, and is the next attempt's to look at.
+        3. we wake up, and would delete a good copy. Its bytes, and so its ETag, are those that we sent, too; its time
+        and the attempt that it carries are not. The last look is a part of the second proof, which raises something
+        else when time is over: nothing but the comparison comes between that and the removal. What cannot be read now
+        stays, and is the next attempt's to look at.
         """
         if _fault(path, prove) is None:
             return
-        seen = self._head(path)
-        fault = _fault(path, prove)
+        seen, now = self._head(path), list[Head | None]()
+        fault = _fault(path, prove, lambda: now.append(self._head(path)))
         if fault is None:
             return
-        if seen is not None and (self._head(path) or {}).get("ETag") == seen["ETag"]:
+        if seen is not None and seen == (now[0] if now else self._head(path)):
             self._delete_key(path)
         raise fault
 
     def _put_in_parts(self, path: str, parts: Iterable[bytes], storing: Storing) -> bool:
-        upload = self._begun(path, f"{TEMPORARIES}/{storing.temporary}")
+        upload = self._begun(path, f"{TEMPORARIES}/{storing.temporary}", storing.attempt())
         try:
             self._send_parts(upload, parts)
             return self._completed(upload, path, storing.replace)
@@ -195,14 +202,15 @@ class S3Protocol(RemoteProtocol):
                 self._abort(upload)
             raise
 
-    def _put(self, path: str, content: bytes, replace: bool) -> bool:
+    def _put(self, path: str, content: bytes, replace: bool, attempt: str | None = None) -> bool:
         effects.point("s3.put:before")
         client = self._connected()
         try:
             with translating("write", path, writing=True):
                 client.put_object(
-                    **self._place(path), Body=content, ContentMD5=_md5(content)[1], **_unless_there(replace)
-                )
+                    **self._place(path), Body=content, ContentMD5=md5_of(content)[1], **_unless_there(replace),
+                    **_by(attempt),
+                )  # fmt: skip
         except StorageError as error:
             if error.error_class != ErrorClass.DESTINATION_EXISTS:
                 raise
@@ -212,13 +220,13 @@ class S3Protocol(RemoteProtocol):
         effects.point("s3.put:after")
         return True
 
-    def _begun(self, path: str, note: str) -> Upload:
+    def _begun(self, path: str, note: str, attempt: str) -> Upload:
         """An upload in parts; a note says of which key, so that a later attempt can end it, and then its id."""
         client, key = self._connected(), self._below + path
         with translating("write", path, writing=True):
             self._put(note, json.dumps({"key": key}).encode(), True)
             effects.point("s3.create:before")
-            upload_id = client.create_multipart_upload(**self._place(path))["UploadId"]
+            upload_id = client.create_multipart_upload(**self._place(path), **_by(attempt))["UploadId"]
             effects.point("s3.create:after")
             self._put(note, json.dumps({"key": key, "upload": upload_id}).encode(), True)
         return Upload(key, upload_id, note)
@@ -230,7 +238,7 @@ class S3Protocol(RemoteProtocol):
             for number, part in enumerate(parts, 1):
                 if len(sending) >= PARTS_IN_FLIGHT:
                     upload.parts.append(sending.popleft().result())
-                digest, text = _md5(part)
+                digest, text = md5_of(part)
                 upload.digests.append((len(part), digest))
                 sending.append(pool.submit(self._send_part, upload, number, part, text))
             upload.parts += [future.result() for future in sending]
@@ -274,7 +282,7 @@ class S3Protocol(RemoteProtocol):
             for size, digest in upload.digests:
                 while len(rest) < size and (block := next(stored, b"")):
                     rest += block
-                if _md5(bytes(rest[:size]))[0] != digest:
+                if md5_of(bytes(rest[:size]))[0] != digest:
                     raise other_content(path)
                 del rest[:size]
             if rest or next(stored, b""):
@@ -308,8 +316,7 @@ class S3Protocol(RemoteProtocol):
 
     def _end_noted(self, note: str) -> None:
         """Abort the upload that the note tells of; if it has no id yet, all of that key that this account began."""
-        with self._got(note) as chunks:
-            text = b"".join(chunks)
+        text = beginning(self._got(note), NOTE_LIMIT_BYTES)
         try:
             told = json.loads(text)
             key, upload_id = str(told["key"]), told.get("upload")
@@ -323,7 +330,7 @@ class S3Protocol(RemoteProtocol):
     def _uploads(self, key: str) -> list[str]:
         with translating("list parts of", key):
             found = self._connected().list_multipart_uploads(Bucket=self._bucket, Prefix=key)
-        return [upload["UploadId"] for upload in found.get("Uploads", ()) if upload["Key"] == key]
+            return [upload["UploadId"] for upload in found.get("Uploads", ()) if upload["Key"] == key]
 
     # -- deleting -----------------------------------------------------------------------------------------------
 
@@ -345,7 +352,7 @@ class S3Protocol(RemoteProtocol):
         batch: list[str] = []
         for path in sorted(paths):
             if is_over():
-                break
+                return outcomes  # what was gathered is not sent any more
             try:
                 if _NOT_IN_XML.search(self._checked(path)):
                     outcomes[path] = self._delete(path)
@@ -354,19 +361,24 @@ class S3Protocol(RemoteProtocol):
             except StorageError as error:
                 outcomes[path] = error
             if len(batch) == BULK_FILES:
-                outcomes |= self._delete_batch(batch)
+                outcomes |= self._delete_batch(batch, is_over)
                 batch = []
-        return outcomes | self._delete_batch(batch)
+        return outcomes | self._delete_batch(batch, is_over)
 
-    def _delete_batch(self, paths: list[str]) -> dict[str, bool | StorageError]:
-        """Delete in one call; what was there is told by a listing, as S3 does not say it."""
+    def _delete_batch(self, paths: list[str], is_over: Callable[[], bool]) -> dict[str, bool | StorageError]:
+        """Delete in one call, unless time is over; what was there is told by a listing, as S3 does not say it.
+
+        That listing may take long, so the last question is asked after it: later, the files may be somebody else's.
+        """
         if not paths:
             return {}
         client = self._connected()
         try:
-            present = self._present(paths)
+            present = self._present(paths, is_over)
             keys = [{"Key": self._below + path} for path in paths]
             effects.point("s3.delete:before")
+            if is_over():
+                return {}
             with translating("delete", paths[0], writing=True):
                 answer = client.delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
             effects.point("s3.delete:after")
@@ -374,19 +386,24 @@ class S3Protocol(RemoteProtocol):
             return dict.fromkeys(paths, error)
         outcomes: dict[str, bool | StorageError] = {path: path in present for path in paths}
         for failed in answer.get("Errors", ()):
-            path, code = failed["Key"][len(self._below) :], failed.get("Code", "")
+            path, code = str(failed.get("Key", ""))[len(self._below) :], str(failed.get("Code", ""))
             error_class = CODES.get(code, ErrorClass.PERMISSION if code == "AccessDenied" else ErrorClass.IO)
-            outcomes[path] = StorageError(error_class, f"cannot delete {shown(path)}: the server says {code}")
+            outcomes[path] = StorageError(error_class, f"cannot delete {shown(path)}: the server says {shown(code)}")
         return outcomes
 
-    def _present(self, paths: Collection[str]) -> set[str]:
-        """Which of the sorted paths are there: a page of the listing from each that the last page did not reach."""
+    def _present(self, paths: Collection[str], is_over: Callable[[], bool]) -> set[str]:
+        """Which of the sorted paths are there: a page of the listing from each that the last page did not reach.
+
+        Not all of them, once time is over.
+        """
         present: set[str] = set()
         wanted = set(paths)
         reached = ""
         for path in paths:
             if path <= reached:
                 continue
+            if is_over():
+                break
             if self._head(path) is not None:
                 present.add(path)
             found, is_last = self._page_after(path)
@@ -401,15 +418,14 @@ class S3Protocol(RemoteProtocol):
         client = self._connected()
         with translating("list", path):
             page = client.list_objects_v2(Bucket=self._bucket, Prefix=self._below, StartAfter=self._below + path)
-        found = [entry["Key"][len(self._below) :] for entry in page.get("Contents", ())]
+            found = [entry["Key"][len(self._below) :] for entry in page.get("Contents", ())]
         return found, not found or not page.get("IsTruncated", False)
 
     # -- the root -----------------------------------------------------------------------------------------------
 
     def _read_marker(self) -> bytes | None:
         try:
-            with self._got(MARKER) as chunks:
-                return b"".join(chunks)[:MARKER_LIMIT_BYTES]
+            return beginning(self._got(MARKER), MARKER_LIMIT_BYTES)
         except StorageError as error:
             if error.error_class == ErrorClass.SOURCE_MISSING:
                 return None
@@ -426,10 +442,19 @@ class S3Protocol(RemoteProtocol):
         """Nothing to make: a bucket is somebody's decision, and below it there are no directories."""
 
 
-def _fault(path: str, prove: Callable[[str], None]) -> StorageError | None:
-    """What the stored bytes proved to be, None if they are right; raises what leaves that open."""
+def _described(told: Mapping[str, Any]) -> Head:
+    """The file that botocore tells of."""
+    attempt = told.get("Metadata", {}).get(ATTEMPT)
+    return Head(told["ContentLength"], told["LastModified"], told.get("ETag", ""), told.get("VersionId"), attempt)
+
+
+def _fault(path: str, prove: Callable[..., None], then: Callable[[], None] = lambda: None) -> StorageError | None:
+    """What the stored bytes proved to be, None if they are right; raises what leaves that open.
+
+    `then` is done when they have been read, before they are judged.
+    """
     try:
-        prove(path)
+        prove(path, then)
     except StorageError as error:
         if error.error_class != ErrorClass.CHECKSUM_MISMATCH:
             raise
@@ -437,13 +462,12 @@ def _fault(path: str, prove: Callable[[str], None]) -> StorageError | None:
     return None
 
 
+def _by(attempt: str | None) -> dict[str, Any]:
+    return {} if attempt is None else {"Metadata": {ATTEMPT: attempt}}
+
+
 def _unless_there(replace: bool) -> dict[str, str]:
     return {} if replace else {"IfNoneMatch": "*"}
-
-
-def _md5(content: bytes) -> tuple[bytes, str]:
-    digest = hashlib.md5(content, usedforsecurity=False).digest()
-    return digest, base64.b64encode(digest).decode()
 
 
 def _blocks(body: Any, path: str) -> Iterator[bytes]:
@@ -453,25 +477,3 @@ def _blocks(body: Any, path: str) -> Iterator[bytes]:
         if not block:
             return
         yield block
-
-
-def _all(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield second
-    yield from rest
-
-
-def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The bytes in parts of the sizes that S3 takes; only the last may be smaller."""
-    held: list[bytes] = []
-    length = number = 0
-    for chunk in chunks:
-        held.append(chunk)
-        length += len(chunk)
-        while length >= (size := PART_BYTES << number // PARTS_PER_SIZE):
-            joined = b"".join(held)
-            held, length, number = [joined[size:]] if length > size else [], length - size, number + 1
-            yield joined if len(joined) == size else joined[:size]
-            del joined  # not held while the next is read
-    if length:
-        yield b"".join(held)

@@ -13,7 +13,7 @@ from botocore import UNSIGNED
 from botocore import exceptions as boto
 from botocore.config import Config
 
-from dlm.errors import StorageError
+from dlm.errors import DlmError, StorageError
 from dlm.protocols.network import NOT_TRUSTED, STATUS_CLASSES, STATUS_CLASSES_WRITING, root_url
 from dlm.rooted import shown
 from dlm.types import ErrorClass, ProtocolRef
@@ -49,7 +49,7 @@ _RAISED: tuple[tuple[type[Exception], ErrorClass], ...] = (
 
 
 class translating:  # noqa: N801  reads as a statement
-    """Turns what botocore raises inside the block into a StorageError, by the tables above."""
+    """Turns what botocore, and all below it, raises inside the block into a StorageError, by the tables above."""
 
     __slots__ = ("doing", "path", "writing")
 
@@ -60,7 +60,8 @@ class translating:  # noqa: N801  reads as a statement
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, boto.BotoCoreError | boto.ClientError | OSError):
+        # Not a list of types: of an answer that it cannot understand, botocore raises what its parsers happen to.
+        if isinstance(error, Exception) and not isinstance(error, DlmError):
             raise _translated(error, self.doing, self.path, self.writing) from error
 
 
@@ -74,8 +75,9 @@ def _translated(error: Exception, doing: str, path: str, writing: bool) -> Stora
         if code == "NoSuchBucket":
             hint = "make the bucket; dlm does not"
         return StorageError(
-            error_class, f"cannot {doing} {shown(path)}: the server says {status} {code}", hint=hint, code=code
-        )
+            error_class, f"cannot {doing} {shown(path)}: the server says {status} {shown(code)}", hint=hint,
+            code=shown(code),
+        )  # fmt: skip
     error_class = next((found for kind, found in _RAISED if isinstance(error, kind)), ErrorClass.IO)
     hint = NOT_TRUSTED if isinstance(error, boto.SSLError) else None
     return StorageError(error_class, f"cannot {doing} {shown(path)}: {shown(str(error))}", hint=hint)

@@ -18,6 +18,7 @@ from dlm.errors import StorageError
 from dlm.protocols.network import from_network_error, root_url
 from dlm.rooted import shown
 from dlm.types import ErrorClass, ProtocolRef
+from dlm.unforeseen import ODD
 
 _HOST_KEY_HINT = "set the option host_key to what `ssh-keyscan HOST` says, once you know that it is true"
 
@@ -110,7 +111,7 @@ class _HostKey(asyncssh.SSHClient):
 
 
 class translating:  # noqa: N801  reads as a statement
-    """Turns what asyncssh and sockets raise inside the block into a StorageError, by the table above."""
+    """Turns what asyncssh, sockets and odd answers raise inside the block into a StorageError, by the table above."""
 
     __slots__ = ("doing", "path", "writing")
 
@@ -121,7 +122,7 @@ class translating:  # noqa: N801  reads as a statement
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, asyncssh.Error | OSError):
+        if isinstance(error, (*ODD, asyncssh.Error)):
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> StorageError:

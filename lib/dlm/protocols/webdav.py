@@ -14,11 +14,12 @@ from urllib.parse import quote, unquote
 
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
+from dlm.protocols import multistatus
 from dlm.protocols.http import Answer, Request, Server, refused
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
-from dlm.protocols.multistatus import QUESTION, QUOTA_QUESTION, Resource, resources
+from dlm.protocols.multistatus import QUESTION, QUOTA_QUESTION, Resource
 from dlm.protocols.network import root_url, tls_context
-from dlm.protocols.remote import RemoteProtocol, Storing, not_a_file, require_file_names
+from dlm.protocols.remote import RemoteProtocol, Storing, beginning, not_a_file, require_file_names
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import Checksums, ErrorClass, ProtocolRef
 
@@ -50,6 +51,10 @@ class WebDavProtocol(RemoteProtocol):
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
+
+    def hang_up(self) -> None:
+        if self._server is not None:
+            self._server.hang_up()
 
     # -- speaking -----------------------------------------------------------------------------------------------
 
@@ -84,14 +89,18 @@ class WebDavProtocol(RemoteProtocol):
         return self._connected().ask(self._request(method, path, headers, body))
 
     def _change(self, request: Request) -> Answer:
-        """The answer to a request that changes names; another writer may hold a lock on them for a moment."""
-        for _ in range(LOCKED_TRIES):
+        """The answer to a request that changes names; another writer may hold a lock on them for a moment.
+
+        All tries together may take what one may: later, the names may be somebody else's.
+        """
+        until = time.monotonic() + self.timeout_s
+        for number in range(1, LOCKED_TRIES + 1):
             answer = self._connected().ask(request)
-            if answer.status != 423:
+            if answer.status != 423 or number == LOCKED_TRIES or time.monotonic() >= until:
                 return answer
             answer.close()
             time.sleep(LOCKED_WAIT_S)
-        return answer
+        raise AssertionError("not reached")
 
     def _propfind(self, path: str, depth: int, question: bytes = QUESTION) -> Iterator[Resource]:
         """What the server tells of a path, its children too with depth 1; nothing where nothing is."""
@@ -104,7 +113,8 @@ class WebDavProtocol(RemoteProtocol):
                 return
             if answer.status != 207:
                 raise refused(answer, request)
-            yield from resources(answer.blocks("list" if depth else "stat", request.path))
+            blocks = answer.blocks("list" if depth else "stat", request.path, multistatus.BLOCK_BYTES)
+            yield from multistatus.resources(blocks, None if depth else multistatus.RESPONSE_LIMIT_BYTES)
 
     def _is_below_a_file(self, path: str) -> bool:
         """True when a part above the path is a file: XRootD calls that a failure like any other."""
@@ -146,6 +156,7 @@ class WebDavProtocol(RemoteProtocol):
         blocks = answer.blocks("read", path)
         if answer.status == 200 and headers:  # a server that knows no ranges sends all
             blocks = _part(blocks, offset, length)
+        blocks = _at_most(blocks, end + 1 - offset, path)
         return Chunks(blocks, answer.close)
 
     def _list(self, prefix: str) -> Iterator[Entry]:
@@ -174,19 +185,13 @@ class WebDavProtocol(RemoteProtocol):
         base = unquote(self._base, errors="surrogateescape")
         return f"{base}/{path}" if path else base
 
-    def _digests(self, path: str, algorithms: Collection[str]) -> Checksums:
-        if self._gives_digests:
-            told = self._told_digests(path, algorithms)
-            if told is not None:
-                return told
-        return super()._digests(path, algorithms)
-
     def _told_digests(self, path: str, algorithms: Collection[str]) -> Checksums | None:
-        """The server's digests, None if it does not give all of them (some servers are asked one at a time)."""
+        if not self._gives_digests:
+            return None
         names = ["sha-256" if name == "sha256" else name for name in algorithms]
         wanted = ", ".join("adler=5" if name == "adler32" else f"{name}=5" for name in names)
         told: dict[str, str] = {}
-        for asked in [",".join(names), *(names[1:] and names)]:
+        for asked in [",".join(names), *(names[1:] and names)]:  # some servers are asked one at a time
             with self._ask("HEAD", path, {"Want-Digest": asked, "Want-Repr-Digest": wanted}) as answer:
                 if answer.status != 200:
                     return None  # reading says what is wrong
@@ -347,7 +352,8 @@ class WebDavProtocol(RemoteProtocol):
         with self._connected().ask(request) as answer:
             self._replaces_anyway = answer.headers.get("Server", "").startswith("XrootD")
             if answer.status == 200:
-                return b"".join(answer.blocks("read", MARKER))[:MARKER_LIMIT_BYTES]
+                blocks = answer.blocks("read", MARKER, MARKER_LIMIT_BYTES)
+                return beginning(Chunks(blocks, answer.close), MARKER_LIMIT_BYTES)
             if answer.status not in (404, 410):
                 raise refused(answer, request)
         if self._resource("") is None:
@@ -428,6 +434,15 @@ def _exactly(chunks: Iterable[bytes], size_bytes: int, path: str) -> Iterator[by
     if size != size_bytes:
         detail = f"{shown(path)}: {size_bytes} bytes were announced, and {size} came"
         raise StorageError(ErrorClass.SOURCE_CHANGED, detail, side="source")
+
+
+def _at_most(blocks: Iterator[bytes], size_bytes: int, path: str) -> Iterator[bytes]:
+    """The blocks; IO if they are more bytes than the server said before: there may be no end to them."""
+    for block in blocks:
+        size_bytes -= len(block)
+        if size_bytes < 0:
+            raise StorageError(ErrorClass.IO, f"cannot read {shown(path)}: more comes than the server said")
+        yield block
 
 
 def _part(blocks: Iterator[bytes], offset: int, length: int | None) -> Iterator[bytes]:

@@ -25,7 +25,7 @@ from dlm.rooted import shown
 from dlm.transfertools.interface import Copy, Described, Opener, Outcome, ReadBack, ThirdParty
 from dlm.transfertools.local import MARGIN_S
 from dlm.transfertools.local_group import Limits, algorithms, require_expected, require_size
-from dlm.transfertools.stream import Item, StreamTool, blaming, mismatch, require_named
+from dlm.transfertools.stream import Item, StreamTool, blaming, mismatch, read_within, require_named
 from dlm.types import Checksums, ErrorClass
 
 STALL_S = 120.0  # servers that cannot reach each other may try for hours; then there is still time for the stream
@@ -176,19 +176,13 @@ def _proven(item: Item, before: Described, limits: Limits, read_back: ReadBack) 
 
     One digest is enough, if the catalogue has that which storages know: the others would be read through this host.
     """
-    limits.check()
     copy = item.copy
     wanted = ("adler32",) if copy.checksums.adler32 else algorithms(copy)
-    try:
-        stored = read_back(wanted)
-    except StorageError as error:
-        if error.error_class != ErrorClass.SOURCE_MISSING:
-            raise
-        stored = Checksums()
+    stored = read_within(limits, read_back, wanted)
     expected = copy.checksums
     if not stored.agrees(expected):
         with blaming("source"):
-            expected = item.source.checksum(copy.source_path, wanted)
+            expected = item.source.checksum(copy.source_path, wanted, limits.check)
             require_expected(copy, expected)
     with blaming("source"):
         after = item.source.stat(copy.source_path)

@@ -54,8 +54,11 @@ class Described(Protocol):
     @property
     def modified_at(self) -> datetime: ...
 
+    @property
+    def written_by(self) -> str | None: ...
 
-ReadBack = Callable[[Collection[str]], Checksums]  # the digests that are asked for, of what is stored
+
+ReadBack = Callable[..., Checksums]  # (algorithms, between): these digests of what is stored
 
 
 class Stored(Protocol):
@@ -88,11 +91,11 @@ class Storage(Protocol):
         size_bytes: int | None, prove: Callable[[ReadBack], None],
     ) -> Stored: ...  # fmt: skip
 
-    def checksum(self, path: str, algorithms: Collection[str]) -> Checksums: ...
+    def checksum(self, path: str, algorithms: Collection[str], between: Callable[[], None] = ...) -> Checksums: ...
 
     def delete(self, path: str) -> bool: ...
 
-    def close(self) -> None: ...
+    def hang_up(self) -> None: ...
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ from dlm.rooted import Root
 from dlm.transfertools.interface import Copy, Outcome, Transfertool
 from dlm.transfertools.local_group import Group, Limits, failed
 from dlm.types import ErrorClass
+from dlm.unforeseen import netting
 
 SMALL_BYTES = 16 << 20  # up to here one flush of the file system for many files is cheaper than one per file
 GROUP_BYTES = 128 << 20
@@ -49,11 +50,20 @@ def as_they_finish(waiting: dict[Future[list[Outcome]], list[Copy]], deadline: f
     try:
         for done in concurrent.futures.as_completed(waiting, timeout=max(0.0, deadline - time.monotonic())):
             left.discard(done)
-            yield from done.result()
+            yield from _outcomes(done, waiting[done])
     except TimeoutError:
         for held in left:
             detail = "a storage did not answer before the deadline"
             yield from (failed(copy.request_id, ErrorClass.TIMEOUT, detail) for copy in waiting[held])
+
+
+def _outcomes(done: Future[list[Outcome]], copies: Sequence[Copy]) -> list[Outcome]:
+    """What came of the copies that a thread had; all of them failed if it ended with what nobody foresaw."""
+    try:
+        with netting(f"copy {copies[0].source_path}"):
+            return done.result()
+    except StorageError as error:
+        return [failed(copy.request_id, error.error_class, str(error)) for copy in copies]
 
 
 def groups(copies: Sequence[Copy], threads: int) -> Iterator[list[Copy]]:

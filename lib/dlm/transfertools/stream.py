@@ -25,6 +25,7 @@ from dlm.transfertools.interface import Copy, Described, Opener, Outcome, ReadBa
 from dlm.transfertools.local import MARGIN_S, UNAVAILABLE, as_they_finish
 from dlm.transfertools.local_group import Limits, algorithms, require_expected, require_size
 from dlm.types import Checksums, ErrorClass, ProtocolRef
+from dlm.unforeseen import netting
 
 AHEAD_BYTES = 4 << 20  # from here on the next block is read while this one is written
 
@@ -45,9 +46,9 @@ class StreamTool(Transfertool):
             waiting: dict[Future[list[Outcome]], list[Copy]] = {}
             for copy in copies:
                 try:
-                    with blaming("source"):
+                    with blaming("source"), netting("speak to the source"):
                         source = self._storage(storages, copy.source)
-                    with blaming("destination"):
+                    with blaming("destination"), netting("speak to the destination"):
                         destination = self._storage(storages, copy.destination)
                 except (StorageError, Unsupported) as error:
                     yield _failure(copy, error, 0, 0.0)
@@ -56,17 +57,18 @@ class StreamTool(Transfertool):
             yield from as_they_finish(waiting, deadline)
         finally:
             limits.stop_now()
-            # Not waited for: a thread that a storage holds would hold us too; it can no longer name a file.
+            # Not waited for: a thread that a storage holds would hold us too; it can no longer name a file. Nor is it
+            # left to wait, where that can be ended: the next batch has threads of its own.
             pool.shutdown(wait=False, cancel_futures=True)
             for storage in storages.values():
-                storage.close()
+                storage.hang_up()
 
     def _copied(self, item: Item, limits: Limits) -> list[Outcome]:
         """The outcome of one copy, alone in a list."""
         item.started = time.monotonic()
         try:
             return [_adopted(item, limits) or self._move(item, limits)]
-        except (StorageError, OSError) as error:
+        except (StorageError, Unsupported) as error:
             return [_failure(item.copy, error, item.bytes_moved, time.monotonic() - item.started)]
 
     def _move(self, item: Item, limits: Limits) -> Outcome:
@@ -89,6 +91,7 @@ class Item:
     destination: Storage
     started: float = field(default_factory=time.monotonic)
     bytes_moved: int = 0
+    is_own: bool = False  # what stands at the destination is what an earlier attempt left there
 
 
 # -- adopt ------------------------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def _adopted(item: Item, limits: Limits) -> Outcome | None:
     """An outcome if the right content stands at the destination: an earlier attempt got that far.
 
     With expected digests the source is not needed for that. Other content is DESTINATION_EXISTS, unless the copy
-    replaces it.
+    replaces it, or an earlier attempt has left it.
     """
     limits.check()
     copy = item.copy
@@ -108,23 +111,32 @@ def _adopted(item: Item, limits: Limits) -> Outcome | None:
         return None
     if copy.size_bytes in (None, there.size_bytes):
         with blaming("destination"):
-            found = item.destination.checksum(copy.destination_path, algorithms(copy))
-        if found.agrees(copy.checksums) or (not copy.checksums.known() and _is_like_source(item, there, found)):
+            found = item.destination.checksum(copy.destination_path, algorithms(copy), limits.check)
+        if found.agrees(copy.checksums) or (not copy.checksums.known() and _is_like_source(item, there, found, limits)):
             spent_s = time.monotonic() - item.started
             return Outcome(copy.request_id, True, there.size_bytes, found, True, 0, spent_s)
-    if copy.replace:
+    item.is_own = is_own(there, copy)
+    if copy.replace or item.is_own:
         return None
     detail = f"{shown(copy.destination_path)} is there with other content"
     raise StorageError(ErrorClass.DESTINATION_EXISTS, detail, blamed="destination")
 
 
-def _is_like_source(item: Item, there: Described, found: Checksums) -> bool:
+def is_own(there: Described, copy: Copy) -> bool:
+    """True for what an earlier attempt of the same request wrote: nobody has proven it, else there were no other."""
+    if there.written_by is None:
+        return False
+    (request, dot, fence), (mine, _, now) = there.written_by.partition("."), copy.attempt.partition(".")
+    return bool(dot) and request == mine and fence.isdecimal() and now.isdecimal() and int(fence) < int(now)
+
+
+def _is_like_source(item: Item, there: Described, found: Checksums, limits: Limits) -> bool:
     """True when the source has the size and the digests of what is there."""
     with blaming("source"):
         source = item.source.stat(item.copy.source_path)
         if source is None or source.size_bytes != there.size_bytes:
             return False
-        return item.source.checksum(item.copy.source_path, tuple(found.known())).agrees(found)
+        return item.source.checksum(item.copy.source_path, tuple(found.known()), limits.check).agrees(found)
 
 
 # -- pour, judge ------------------------------------------------------------------------------------------------
@@ -139,8 +151,8 @@ def moved(item: Item, limits: Limits) -> Outcome:
         require_size(copy, before.size_bytes)
     with blaming("destination"), contextlib.closing(_poured(item, before, digest, limits)) as chunks:
         written = item.destination.write(
-            copy.destination_path, chunks, attempt=copy.attempt, replace=copy.replace, algorithms=(),
-            size_bytes=before.size_bytes, prove=partial(_prove, item, digest, limits),
+            copy.destination_path, chunks, attempt=copy.attempt, replace=copy.replace or item.is_own,
+            algorithms=(), size_bytes=before.size_bytes, prove=partial(_prove, item, digest, limits),
         )  # fmt: skip
         effects.point("stream.write:after")
         require_named(item, digest.size_bytes, limits, is_ours=not written.was_adopted)
@@ -197,17 +209,26 @@ def _ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _prove(item: Item, digest: Digest, limits: Limits, read_back: ReadBack) -> None:
     """CHECKSUM_MISMATCH unless the destination has stored what was sent; INTERRUPTED if it is too late to name it."""
-    limits.check()  # nothing is found wrong, and removed, when another attempt may be at it
     sent = Checksums(**digest.hexdigests())
+    stored = read_within(limits, read_back, tuple(sent.known()))
+    if stored != sent:
+        raise mismatch(item, digest.size_bytes, sent, str(stored.known()) if stored.known() else "nothing")
+
+
+def read_within(limits: Limits, read_back: ReadBack, wanted: tuple[str, ...]) -> Checksums:
+    """The digests of what is stored, none if nothing is; INTERRUPTED when the time is over by then.
+
+    So nothing is named, or found wrong and removed, when another attempt may be at it.
+    """
+    limits.check()
     try:
-        stored = read_back(tuple(sent.known()))
+        stored = read_back(wanted, limits.check)
     except StorageError as error:
         if error.error_class != ErrorClass.SOURCE_MISSING:
             raise
         stored = Checksums()
-    if stored != sent:
-        raise mismatch(item, digest.size_bytes, sent, str(stored.known()) if stored.known() else "nothing")
     limits.check()
+    return stored
 
 
 def require_named(item: Item, size_bytes: int, limits: Limits, *, is_ours: bool) -> None:
