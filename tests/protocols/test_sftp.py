@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from dlm import effects
 from dlm.errors import StorageError
-from dlm.protocols import StorageProtocol
+from dlm.protocols import StorageProtocol, open_protocol
 from dlm.types import ErrorClass
 from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
 from protocols.faults import NetworkFaults, read_only
-from protocols.filesystems import mounted, needs_root
+from protocols.filesystems import killed_at, mounted, needs_root
 from protocols.servers import Place, claimed, cutting, port_of, rclone_serves, sshd, through
 
 asyncssh = pytest.importorskip("asyncssh", reason="asyncssh is not installed: pip install 'dlm[sftp]'")
@@ -36,11 +37,79 @@ def rclone_sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield place
 
 
+@pytest.fixture(scope="module")
+def plain_sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A server that knows the protocol, and nothing that OpenSSH added to it."""
+    with sshd(tmp_path_factory.mktemp("plain"), without="posix-rename,hardlink,fsync,statvfs") as place:
+        yield place
+
+
 class TestOpenSsh(ProtocolConformance):
     @pytest.fixture
     def storage(self, openssh: Place) -> Iterator[StorageProtocol]:
         with claimed(openssh, COUNT) as storage:
             yield storage
+
+
+class TestPlainSftp(ProtocolConformance):
+    tells_space = False
+
+    @pytest.fixture
+    def storage(self, plain_sftp: Place) -> Iterator[StorageProtocol]:
+        with claimed(plain_sftp, COUNT) as storage:
+            yield storage
+
+
+class TestReplacingWithoutPosixRename:
+    """A rename that cannot take a file's place: what is there is put aside, and removed once the new one is there."""
+
+    @pytest.fixture
+    def storage(self, plain_sftp: Place) -> Iterator[StorageProtocol]:
+        with claimed(plain_sftp, COUNT) as storage:
+            put(storage, "d/f", b"bad")
+            yield storage
+        effects.install(None)
+
+    def test_what_was_there_goes(self, storage: StorageProtocol) -> None:
+        put(storage, "d/f", b"good", replace=True)
+        put(storage, "e/f", b"good", replace=True)
+        assert (get(storage, "d/f"), get(storage, "e/f")) == (b"good", b"good")
+        assert storage.remove_temporaries("1.1") == 0
+
+    def test_an_attempt_whose_time_is_over_harms_no_later_one(self, storage: StorageProtocol) -> None:
+        def overtake(point: str) -> None:
+            if point == "sftp.rename:before":
+                effects.install(None)
+                with open_protocol(storage.ref) as later:
+                    assert later.remove_temporaries("1.1") == 1
+                    put(later, "d/f", b"good", attempt="1.2", replace=True)
+
+        effects.install(overtake)
+        with pytest.raises(StorageError):
+            put(storage, "d/f", b"good", replace=True)
+        assert get(storage, "d/f") == b"good" and storage.remove_temporaries("1.1", "1.2") == 0
+
+    def test_what_cannot_be_replaced_comes_back(self, storage: StorageProtocol, plain_sftp: Place) -> None:
+        def remove(point: str) -> None:
+            if point == "sftp.aside:after":
+                [staged] = [file for file in temporaries.iterdir() if file.read_bytes() == b"good"]
+                staged.unlink()
+
+        temporaries = plain_sftp.directory / storage.ref.prefix.rpartition("/")[2] / ".dlm-tmp"
+        effects.install(remove)
+        with pytest.raises(StorageError):
+            put(storage, "d/f", b"good", replace=True)
+        assert get(storage, "d/f") == b"bad" and storage.remove_temporaries("1.1") == 0
+
+    def test_killed_on_the_way_the_next_attempt_does_it(self, storage: StorageProtocol) -> None:
+        def write() -> None:
+            with open_protocol(storage.ref) as own:
+                put(own, "d/f", b"good", replace=True)
+
+        assert killed_at("sftp.aside:after", write)
+        assert storage.stat("d/f") is None and storage.remove_temporaries("1.1") == 2
+        put(storage, "d/f", b"good", attempt="1.2", replace=True)
+        assert get(storage, "d/f") == b"good"
 
 
 class TestRclone(ProtocolConformance):

@@ -249,18 +249,61 @@ class SftpProtocol(RemoteProtocol):
         effects.point("sftp.rename:before")
         with translating("write", path, writing=True):
             try:
-                published = self._run(self._named(client, staged, path, replace))
+                published = self._named(client, staged, path, replace)
             except _MISSING:
                 self._run(self._make_directories(client, path.split("/")[:-1]))
-                published = self._run(self._named(client, staged, path, replace))
+                published = self._named(client, staged, path, replace)
         effects.point("sftp.rename:after")
-        return bool(published)
+        return published
 
-    async def _named(self, client: asyncssh.SFTPClient, staged: str, path: str, replace: bool) -> bool:
+    def _named(self, client: asyncssh.SFTPClient, staged: str, path: str, replace: bool) -> bool:
         old, new = f"{self._root}/{staged}", f"{self._root}/{path}"
-        if replace:
-            await _replaced(client, old, new)
-            return True
+        if not replace:
+            return bool(self._run(self._linked_if_free(client, old, new)))
+        try:
+            self._run(client.posix_rename(old, new))
+        except protocol.SFTPOpUnsupported:
+            self._exchange(client, old, new)
+        return True
+
+    def _exchange(self, client: asyncssh.SFTPClient, old: str, new: str) -> None:
+        """Rename over what is there, by a server that cannot: it is put aside before, and never removed before.
+
+        1. We pause here, our lease ends; 2. another attempt removes our temporary, and stores the file; 3. we go on:
+        our temporary is not there to take the place, so what was there, which may be theirs, has to be there still.
+        """
+        aside = f"{old}-before"  # goes with the attempt's other temporaries
+        self._run(client.lstat(old))
+        is_aside = self._put_aside(client, new, aside)
+        effects.point("sftp.aside:after")
+        try:
+            self._run(client.rename(old, new))
+        except BaseException:  # whatever ends it, also a signal: what was there comes back
+            if is_aside:
+                with contextlib.suppress(asyncssh.Error, OSError):
+                    self._run(client.rename(aside, new))
+            raise
+        if is_aside:
+            with contextlib.suppress(*_MISSING):
+                self._run(client.remove(aside))
+
+    def _put_aside(self, client: asyncssh.SFTPClient, path: str, aside: str) -> bool:
+        """False when nothing is there. What an earlier try of this attempt put aside is older than what is there."""
+        for is_last in (False, True):
+            try:
+                self._run(client.rename(path, aside))
+                return True
+            except _MISSING:
+                return False
+            except (protocol.SFTPFailure, protocol.SFTPFileAlreadyExists):
+                if is_last:
+                    raise
+            with contextlib.suppress(*_MISSING):
+                self._run(client.remove(aside))
+        return False
+
+    async def _linked_if_free(self, client: asyncssh.SFTPClient, old: str, new: str) -> bool:
+        """True once it has the name; False if something else has it."""
         try:
             await client.link(old, new)
         except protocol.SFTPOpUnsupported:
@@ -371,16 +414,6 @@ async def _exists(client: asyncssh.SFTPClient, path: str) -> bool:
     except _MISSING:
         return False
     return True
-
-
-async def _replaced(client: asyncssh.SFTPClient, old: str, new: str) -> None:
-    """Rename over what is there: at once where the server can, else after removing it."""
-    try:
-        await client.posix_rename(old, new)
-    except protocol.SFTPOpUnsupported:
-        with contextlib.suppress(*_MISSING):
-            await client.remove(new)
-        await client.rename(old, new)
 
 
 def _ended(file: asyncssh.SFTPClientFile) -> None:
