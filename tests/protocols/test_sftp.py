@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from dlm.types import ErrorClass
 from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
 from protocols.faults import NetworkFaults, read_only
 from protocols.filesystems import killed_at, mounted, needs_root
-from protocols.servers import Place, claimed, cutting, port_of, rclone_serves, sshd, through
+from protocols.servers import Place, claimed, cutting, port_of, program, rclone_serves, sshd, through
 
 asyncssh = pytest.importorskip("asyncssh", reason="asyncssh is not installed: pip install 'dlm[sftp]'")
 
@@ -150,6 +153,26 @@ class TestServer:
             with replace(openssh, secret=wrong).storage() as storage:
                 assert refusal(lambda: storage.stat("f")) == ErrorClass.PERMISSION
 
+    def test_who_runs_dlm_is_not_who_dlm_is_to_a_storage(
+        self, openssh: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kept = tmp_path / ".ssh"
+        kept.mkdir()
+        (kept / "id_ed25519").write_text(openssh.secret["private_key"])
+        (kept / "config").write_text(f"IdentityFile {kept}/id_ed25519\n")
+        (kept / "id_ed25519").chmod(0o600)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        agent = subprocess.run([program("ssh-agent", "openssh-client"), "-s"], check=True, capture_output=True)
+        socket, process_id = re.findall(r"=([^;]+);", agent.stdout.decode())
+        try:
+            monkeypatch.setenv("SSH_AUTH_SOCK", socket)
+            subprocess.run(["ssh-add", "-q", str(kept / "id_ed25519")], check=True)
+            for secret in ({"username": openssh.secret["username"]}, {**openssh.secret, "private_key": other_key()}):
+                with openssh.storage(secret=secret) as nobody:
+                    assert refusal(lambda: nobody.stat("f")) == ErrorClass.PERMISSION
+        finally:
+            os.kill(int(process_id), signal.SIGTERM)
+
     @pytest.mark.parametrize("host_key", [None, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPlCJ", "SHA256:abc"])
     def test_a_host_that_is_not_known_is_not_spoken_to(self, openssh: Place, host_key: str | None) -> None:
         options = {} if host_key is None else {"host_key": host_key}
@@ -229,6 +252,11 @@ def test_a_full_disk_is_told_and_the_part_removed(tmp_path: Path) -> None:
         assert refusal(lambda: put(storage, "d/f", os.urandom(5 << 20))) == ErrorClass.NO_SPACE
         assert list(storage.list()) == [] and storage.remove_temporaries("1.1") == 0
         put(storage, "d/f", b"x")
+
+
+def other_key() -> str:
+    """A private key that no server knows."""
+    return asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
 
 
 def outcome_of(act: Callable[[], object]) -> str:
