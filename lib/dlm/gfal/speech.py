@@ -19,13 +19,14 @@ class Speech:
     bearers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # URL of a server, token
     certificate: tuple[str, str] | None = field(default=None, repr=False)  # and its key: a proxy of it is shown
     authorities: str | None = field(default=None, repr=False)  # PEM of whom XRootD's client trusts
+    is_xrootd: bool = False  # XRootD's client is to speak, and not HTTP
 
 
 def to_root(secret: Mapping[str, str]) -> Speech:
     """For XRootD, whose client takes who it is from the process: one worker, one identity."""
     files = {"BEARER_TOKEN_FILE": secret["token"]} if "token" in secret else {}
     certificate = (secret["certificate"], secret.get("key", "")) if "certificate" in secret else None
-    return Speech(files, certificate=certificate, authorities=secret.get("ca"))
+    return Speech(files, certificate=certificate, authorities=secret.get("ca"), is_xrootd=True)
 
 
 def between(source: ProtocolRef, destination: ProtocolRef) -> Speech | None:
