@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from dlm.errors import StorageError
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.types import ErrorClass
 from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
+from protocols.counting import OTHERS, counting
 from protocols.faults import NetworkFaults, read_only
 from protocols.filesystems import killed_at, mounted, needs_root
 from protocols.servers import Place, claimed, cutting, port_of, program, rclone_serves, sshd, through
@@ -222,6 +224,60 @@ class TestServer:
                 assert refusal(act) == ErrorClass.INVALID_PATH
             assert list(storage.list()) == []
         assert [path.name for path in (tmp_path / "outside").iterdir()] == ["f"]
+
+    def test_nothing_is_made_beyond_a_link_that_was_planted(self, openssh: Place, tmp_path: Path) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        with claimed(openssh, COUNT) as storage:
+            root = openssh.directory / storage.ref.prefix.rpartition("/")[2]
+            (root / "scope").symlink_to(outside)
+            for act in (lambda: put(storage, "scope/a/b/f", b"evil"), lambda: storage.stat("scope/a/b/f")):
+                assert refusal(act) == ErrorClass.INVALID_PATH
+        assert list(outside.iterdir()) == []
+
+    @pytest.mark.parametrize("path", ["late/f", "late/a/f", "late/a/b/f"])
+    @pytest.mark.parametrize("point", ["sftp.rename:before", "sftp.mkdir:after"])
+    def test_a_link_that_is_planted_while_we_write_is_noticed(
+        self, openssh: Place, tmp_path: Path, path: str, point: str
+    ) -> None:
+        def plant(reached: str) -> None:
+            if reached == point:
+                shutil.rmtree(root / "late", ignore_errors=True)
+                (root / "late").symlink_to(outside)
+
+        outside = tmp_path / "outside"
+        (outside / "a" / "b").mkdir(parents=True)
+        with claimed(openssh, COUNT) as storage:
+            root = openssh.directory / storage.ref.prefix.rpartition("/")[2]
+            effects.install(plant)
+            try:
+                assert refusal(lambda: put(storage, path, b"evil")) == ErrorClass.INVALID_PATH
+            finally:
+                effects.install(None)
+            assert storage.remove_temporaries("1.1") == 0
+        assert [file for file in outside.rglob("*") if file.is_file()] == []
+
+    def test_temporaries_are_not_written_through_a_link_and_not_removed_through_one(
+        self, openssh: Place, tmp_path: Path
+    ) -> None:
+        theirs = tmp_path / "1.1~theirs"
+        theirs.write_bytes(b"untouched")
+        with claimed(openssh, COUNT) as storage:
+            temporaries = openssh.directory / storage.ref.prefix.rpartition("/")[2] / ".dlm-tmp"
+            temporaries.rmdir()
+            temporaries.symlink_to(tmp_path)
+            for act in (lambda: put(storage, "f", b"x"), lambda: storage.remove_temporaries("1.1")):
+                assert refusal(act) == ErrorClass.INVALID_PATH
+        assert theirs.read_bytes() == b"untouched"
+
+    def test_of_a_marker_only_the_beginning_is_read(self, openssh: Place) -> None:
+        with claimed(openssh, COUNT) as storage, counting(port_of(openssh)) as proxy:
+            root = openssh.directory / storage.ref.prefix.rpartition("/")[2]
+            os.truncate(root / ".dlm-storage", 200 << 20)
+            below = storage.ref.prefix.removeprefix(openssh.prefix + "/")
+            with through(openssh, proxy.port).storage(below) as proxied:
+                assert refusal(proxied.identify) == ErrorClass.UNAVAILABLE
+            assert proxy.bytes[OTHERS] < 1 << 20
 
     def test_empty_directories_go_with_their_last_file(self, openssh: Place) -> None:
         with claimed(openssh, COUNT) as storage:

@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -74,30 +74,45 @@ class SftpProtocol(RemoteProtocol):
         parts, _ = split(path)
         require_file_names(path)
         super()._checked(path)
-        if parts:
-            self._require_no_links("/".join(parts))
+        self._require_no_links(parts)
         return path
 
-    def _require_no_links(self, directory: str) -> None:
+    def _require_no_links(self, parts: Sequence[str]) -> None:
         """INVALID_PATH if the directory is reached through a link below the root; looked at again after seconds.
 
-        The server follows links, and has no way not to: one that is planted in between is not noticed.
+        Of one that is not there, the nearest above that is. The server follows links, and has no way not to: one that
+        is planted in between is not noticed.
         """
         now = time.monotonic()
-        if self._straight.get(directory, 0.0) > now:
+        for end in range(len(parts), 0, -1):
+            directory = "/".join(parts[:end])
+            if self._straight.get(directory, 0.0) > now:
+                return
+            root, whole, is_there = self._whole(directory)
+            if whole is None:
+                continue
+            if whole != f"{root.rstrip('/')}/{directory}":
+                detail = f"path {shown(directory)} refused: it leads through a symbolic link"
+                raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
+            if len(self._straight) >= DIRECTORIES_REMEMBERED:
+                self._straight.clear()
+            if is_there:
+                self._straight[directory] = now + MARKER_REMEMBERED_S
             return
+
+    def _whole(self, directory: str) -> tuple[str, str | None, bool]:
+        """What the server makes of the root, and of the directory in it, links followed; is it there.
+
+        Servers say it also of what is missing in a directory that is there, and fail (None) below that.
+        """
         client = self._connected()
         with translating("look at", directory):
-            try:
-                root, whole = (self._run(client.realpath(self._at(path))) for path in ("", directory))
-            except protocol.SFTPError:
-                return  # not there, so no link
-        if whole != f"{str(root).rstrip('/')}/{directory}":
-            detail = f"path {shown(directory)} refused: it leads through a symbolic link"
-            raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
-        if len(self._straight) >= DIRECTORIES_REMEMBERED:
-            self._straight.clear()
-        self._straight[directory] = now + MARKER_REMEMBERED_S
+            root, whole, there = self._run(_resolved(client, self._at(""), self._at(directory)))
+            for told in (root, whole, there):
+                if isinstance(told, BaseException) and (told is root or not isinstance(told, protocol.SFTPError)):
+                    raise told
+        is_there = not isinstance(there, BaseException)
+        return str(root), None if isinstance(whole, BaseException) else str(whole), is_there
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -185,6 +200,7 @@ class SftpProtocol(RemoteProtocol):
         if there is not None and not (_is_file(there) or stat.S_ISLNK(there.permissions or 0)):
             raise not_a_file(path)
         staged = f"{TEMPORARIES}/{storing.temporary}"
+        self._require_no_links([TEMPORARIES])
         try:
             self._pour(staged, chunks)
             storing.prove(staged)
@@ -245,13 +261,16 @@ class SftpProtocol(RemoteProtocol):
 
     def _publish(self, staged: str, path: str, replace: bool) -> bool:
         """True once the temporary has its name; False if something has it and is not to be replaced."""
-        client = self._connected()
+        client, above = self._connected(), path.split("/")[:-1]
         effects.point("sftp.rename:before")
+        self._require_no_links(above)
         with translating("write", path, writing=True):
             try:
                 published = self._named(client, staged, path, replace)
             except _MISSING:
-                self._run(self._make_directories(client, path.split("/")[:-1]))
+                self._run(self._make_directories(client, above))
+                effects.point("sftp.mkdir:after")
+                self._require_no_links(above)
                 published = self._named(client, staged, path, replace)
         effects.point("sftp.rename:after")
         return published
@@ -358,6 +377,7 @@ class SftpProtocol(RemoteProtocol):
 
     def remove_temporaries(self, *attempts: str) -> int:
         self._require_root()
+        self._require_no_links([TEMPORARIES])
         names = [os.fsdecode(name.filename) for name in self._names(TEMPORARIES)]
         return sum(self._remove(f"{TEMPORARIES}/{name}") for name in names if name.rpartition("~")[0] in attempts)
 
@@ -370,12 +390,21 @@ class SftpProtocol(RemoteProtocol):
                 ErrorClass.UNAVAILABLE, f"root {shown(self.ref.prefix)} is not there", hint="is it mounted there?"
             )
         try:
-            with self._open(MARKER) as chunks:
-                return b"".join(chunks)[:MARKER_LIMIT_BYTES]
+            return self._marker_text()
         except StorageError as error:
             if error.error_class == ErrorClass.SOURCE_MISSING:
                 return None
             raise
+
+    def _marker_text(self) -> bytes:
+        """The first bytes of the marker, all of them within the time of one request: a server may give few at once."""
+        text, until = bytearray(), time.monotonic() + self.timeout_s
+        with self._open(MARKER, 0, MARKER_LIMIT_BYTES) as chunks:
+            for block in chunks:
+                text += block
+                if time.monotonic() > until:
+                    raise StorageError(ErrorClass.TIMEOUT, f"the marker does not come within {self.timeout_s:g} s")
+        return bytes(text[:MARKER_LIMIT_BYTES])
 
     def _attributes_followed(self, path: str) -> asyncssh.SFTPAttrs | None:
         client = self._connected()
@@ -406,6 +435,12 @@ async def _some(scan: Any) -> list[asyncssh.SFTPName]:
         if len(names) == LIST_ENTRIES:
             break
     return names
+
+
+async def _resolved(client: asyncssh.SFTPClient, root: str, directory: str) -> list[Any]:
+    """The root and the directory, links followed, and the directory's attributes; exceptions in place of each."""
+    asked = (client.realpath(root), client.realpath(directory), client.lstat(directory))
+    return await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def _exists(client: asyncssh.SFTPClient, path: str) -> bool:
