@@ -32,7 +32,8 @@ KEPT, KEPT_S = 2, 30.0  # idle workers that wait for the next speaker, all stora
 LOOK_S = 0.1  # how often a caller who may change their mind is asked
 # Who dlm is to a storage, its secret says; nothing that stands around in the environment, or in /tmp, does.
 IDENTITIES = (
-    "BEARER_TOKEN", "X509_USER_PROXY", "X509_USER_CERT", "X509_USER_KEY", "X509_CERT", "X509_KEY", "XDG_RUNTIME_DIR", "NETRC",
+    "BEARER_TOKEN", "NETRC", "XDG_RUNTIME_DIR",
+    "X509_CERT", "X509_KEY", "X509_USER_CERT", "X509_USER_KEY", "X509_USER_PROXY",
     "XrdSecCREDS", "XrdSecGSIUSERCERT", "XrdSecGSIUSERKEY", "XrdSecNETRC", "XrdSecPROXY", "XrdSecPROXYCREDS",
     "XrdSecSSSKT", "XrdSecUSER", "XrdSecsssENDORSEMENT", "XrdSecsssKT",
 )  # fmt: skip
