@@ -123,7 +123,8 @@ class Vault:
                 _sync_directory(directory)
         except OSError as error:
             detail = f"{self.key_file} cannot be written: {error.strerror}"
-            raise Conflict(detail, field="secrets_key_file", hint="has the disk room, and may this user write there?") from error
+            hint = "has the disk room, and may this user write there?"
+            raise Conflict(detail, field="secrets_key_file", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True, repr=False)
