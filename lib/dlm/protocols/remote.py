@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -20,6 +19,7 @@ from dlm.types import Checksums, ErrorClass, ProtocolRef
 
 MARKER_REMEMBERED_S = 5.0
 DEFAULT_TIMEOUT_S = 60.0
+ABOVE_S = 60.0  # for all that lies above a root: a web request waits for it
 NAME_LIMIT_BYTES = 255
 _NO_MARKER = "is this the right root?"
 
@@ -204,10 +204,21 @@ class RemoteProtocol(StorageProtocol):
         return f"{SEAL}{remote_root(self.ref) or self.ref.prefix}"
 
     def marked_above(self) -> str | None:
+        until = time.monotonic() + ABOVE_S
         for prefix in above(self.ref):
-            with contextlib.suppress(StorageError), type(self)(replace(self.ref, prefix=prefix)) as higher:
-                if higher._marker() is not None:  # one that is not ours to look at has no root of a storage to show
-                    return prefix
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                detail = f"what lies above {shown(self.ref.prefix)} cannot be looked at within {ABOVE_S:g} s"
+                raise StorageError(ErrorClass.TIMEOUT, detail)
+            options = {**self.ref.options, "timeout_s": f"{min(self.timeout_s, left_s):.3f}"}
+            try:
+                with type(self)(replace(self.ref, prefix=prefix, options=options)) as higher:
+                    if higher._marker() is not None:
+                        return prefix
+            except StorageError as error:
+                if error.error_class == ErrorClass.TIMEOUT:  # further up it would answer no better
+                    raise
+                # One that is not ours to look at has no root of a storage to show; one may be there that is not yet.
         return None
 
     def claim(self, storage_uuid: str, create_root: bool = False) -> None:
