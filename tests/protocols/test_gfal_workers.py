@@ -193,6 +193,7 @@ def test_a_token_is_told_only_to_whom_its_storage_trusts_with_it() -> None:
     destination = ref("davs://b.example.org/y", "theirs")
     for hosts, is_told in (
         ("", False), ("example.org", False), ("ample.org", False), (".example.org", True), ("x, b.example.org", True),
+        ("B.Example.ORG", True), (", ,", False),
     ):  # fmt: skip
         source = ref("davs://a/x", "ours", **({"trusted_hosts": hosts} if hosts else {}))
         assert (between(source, destination) is not None) is is_told, hosts

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dlm.types import ProtocolRef
+from dlm.types import ProtocolRef, is_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,7 @@ def _is_one_secret(one: ProtocolRef, other: ProtocolRef) -> bool:
 
 def _is_trusted(destination: ProtocolRef, source: ProtocolRef) -> bool:
     """True when the source's option trusted_hosts names the destination's host."""
-    host = urlsplit(destination.prefix).hostname or ""
-    names = [name.strip() for name in source.options.get("trusted_hosts", "").split(",") if name.strip()]
-    return any(host.endswith(name) if name.startswith(".") else host == name for name in names)
+    return is_named(urlsplit(destination.prefix).hostname or "", source.trusted_hosts())
 
 
 def _of_this_host() -> str:

@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from dlm.errors import StorageError
 from dlm.protocols.network import STATUS_CLASSES, STATUS_CLASSES_WRITING, from_network_error, is_loopback, translating
 from dlm.rooted import shown
-from dlm.types import ErrorClass
+from dlm.types import ErrorClass, is_named
 
 BLOCK_BYTES = 1 << 20
 IDLE_CONNECTIONS = 8
@@ -204,8 +204,7 @@ class Server:
     def _is_trusted(self, place: SplitResult) -> bool:
         """True for where the secret may go: this server, and what the administrator named."""
         host = place.hostname or ""
-        named = (host.endswith(name) if name.startswith(".") else host == name for name in self._trusted_hosts)
-        return host == self.root.hostname or any(named)
+        return host == self.root.hostname or is_named(host, self._trusted_hosts)
 
     def _redirected(self, pool: Pool, request: Request, location: str) -> tuple[Pool, Request]:
         place = urlsplit(urljoin(f"{pool.root.scheme}://{pool.root.netloc}{request.target}", location))

@@ -21,6 +21,7 @@ MARKER_REMEMBERED_S = 5.0
 DEFAULT_TIMEOUT_S = 60.0
 ABOVE_S = 60.0  # for all that lies above a root: a web request waits for it
 NAME_LIMIT_BYTES = 255
+DEPTH_LIMIT = 200
 _NO_MARKER = "is this the right root?"
 
 
@@ -276,6 +277,24 @@ def require_file_names(path: str) -> None:
     if any(len(os.fsencode(part)) > NAME_LIMIT_BYTES for part in path.split("/")):
         detail = f"path {shown(path)} refused: a name has at most {NAME_LIMIT_BYTES} bytes"
         raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
+
+
+def require_depth(path: str) -> None:
+    """IO for a directory deeper than any tree of files: a server that makes it up never comes to an end."""
+    if path.count("/") > DEPTH_LIMIT:
+        raise StorageError(ErrorClass.IO, f"{shown(path)} is deeper than {DEPTH_LIMIT} levels")
+
+
+def blocks_of(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The bytes in larger blocks, for libraries that make one call, or many requests at once, of each."""
+    block = bytearray()
+    for chunk in chunks:
+        block += chunk
+        if len(block) >= size:
+            yield bytes(block)
+            block.clear()
+    if block:
+        yield bytes(block)
 
 
 def require_same(chunks: Iterable[bytes], stored: Iterator[bytes], path: str) -> None:

@@ -22,7 +22,15 @@ from asyncssh import sftp as protocol
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
-from dlm.protocols.remote import MARKER_REMEMBERED_S, RemoteProtocol, Storing, not_a_file, require_file_names
+from dlm.protocols.remote import (
+    MARKER_REMEMBERED_S,
+    RemoteProtocol,
+    Storing,
+    blocks_of,
+    not_a_file,
+    require_depth,
+    require_file_names,
+)
 from dlm.protocols.ssh import LOOP, connected, root_of, translating
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import ErrorClass, ProtocolRef
@@ -30,7 +38,6 @@ from dlm.types import ErrorClass, ProtocolRef
 READ_BYTES = 2 << 20
 WRITE_BYTES = 2 << 20
 LIST_ENTRIES = 200
-DEPTH_LIMIT = 200
 DIRECTORIES_REMEMBERED = 1000
 _MISSING = (protocol.SFTPNoSuchFile, protocol.SFTPNoSuchPath, protocol.SFTPNotADirectory)
 
@@ -160,9 +167,7 @@ class SftpProtocol(RemoteProtocol):
                 if _is_file(name.attrs):
                     yield Entry(path, name.attrs.size or 0, _moment(name.attrs))
                 elif stat.S_ISDIR(name.attrs.permissions or 0) and path != TEMPORARIES:
-                    if path.count("/") > DEPTH_LIMIT:
-                        detail = f"{shown(path)} is deeper than {DEPTH_LIMIT} levels"
-                        raise StorageError(ErrorClass.IO, detail)
+                    require_depth(path)
                     left.append(path)
 
     def _names(self, directory: str) -> Iterator[asyncssh.SFTPName]:
@@ -231,7 +236,7 @@ class SftpProtocol(RemoteProtocol):
         try:
             effects.point("sftp.write:before")
             offset = 0
-            for block in _blocks_of(chunks, WRITE_BYTES):  # what the producer raises is the caller's
+            for block in blocks_of(chunks, WRITE_BYTES):  # what the producer raises is the caller's
                 with translating("write", path, writing=True):
                     self._run(file.write(block, offset))
                 offset += len(block)
@@ -455,18 +460,6 @@ def _ended(file: asyncssh.SFTPClientFile) -> None:
     """Close a file on the loop; on a connection that is gone there is nothing left to close."""
     task = asyncio.ensure_future(file.close())
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-
-def _blocks_of(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The bytes in larger blocks, which the library sends as many requests at once."""
-    block = bytearray()
-    for chunk in chunks:
-        block += chunk
-        if len(block) >= size:
-            yield bytes(block)
-            block.clear()
-    if block:
-        yield bytes(block)
 
 
 def _is_file(attributes: asyncssh.SFTPAttrs) -> bool:
