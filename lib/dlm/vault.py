@@ -26,7 +26,6 @@ from dlm.types import Secret
 KEY_BYTES = 32
 NONCE_BYTES = 12
 MAX_FILE_BYTES = 65_536
-_DRAFT = re.compile(r"\.[0-9a-f]+\.new")  # how the name of a file that is still being written ends
 NO_KEY_HINT = "dlm-admin db init makes secrets.key_file on the host of the service; or set DLM_SECRETS_KEY"
 
 
@@ -112,7 +111,7 @@ class Vault:
             made = [above for above in path.parents if not above.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             for older in path.parent.iterdir():
-                if _DRAFT.fullmatch(older.name.removeprefix(path.name)):
+                if re.fullmatch(rf"{re.escape(path.name)}\.[0-9a-f]+\.new", older.name):
                     older.unlink(missing_ok=True)
             try:
                 _write_draft(draft, path, keys)

@@ -92,11 +92,11 @@ def test_a_new_key_is_on_the_disk_before_anything_is_sealed_with_it(
 def test_what_a_killed_process_left_is_in_nobodys_way_and_goes(file: Path) -> None:
     vault = Vault(str(file))
     first = vault.add_key()
-    for name in (f"secrets.key.{os.getpid()}.new", "secrets.key.0a1b.new", "secrets.key.mine.new"):
+    for name in (f"secrets.key.{os.getpid()}.new", "secrets.key.0a1b.new", "secrets.key.mine.new", ".0a1b.new"):
         (file.parent / name).write_text(NEW)
     second = vault.add_key()
     assert vault.key_ids() == [second, first]
-    assert {path.name for path in file.parent.iterdir()} == {"secrets.key", "secrets.key.mine.new"}
+    assert {path.name for path in file.parent.iterdir()} == {"secrets.key", "secrets.key.mine.new", ".0a1b.new"}
 
 
 def test_a_file_that_cannot_be_written_is_told_and_stays_as_it_was(

@@ -211,7 +211,7 @@ class RemoteProtocol(StorageProtocol):
             if left_s <= 0:
                 detail = f"what lies above {shown(self.ref.prefix)} cannot be looked at within {ABOVE_S:g} s"
                 raise StorageError(ErrorClass.TIMEOUT, detail)
-            options = {**self.ref.options, "timeout_s": f"{min(self.timeout_s, left_s):.3f}"}
+            options = {**self.ref.options, "timeout_s": f"{max(0.01, min(self.timeout_s, left_s)):.3f}"}
             try:
                 with type(self)(replace(self.ref, prefix=prefix, options=options)) as higher:
                     if higher._marker() is not None:
@@ -262,23 +262,6 @@ class RemoteProtocol(StorageProtocol):
         return None if text is None else parsed_marker(text, self.ref.prefix)
 
 
-def is_ours(path: str) -> bool:
-    """True for dlm's own files in a root."""
-    first, _, rest = path.partition("/")
-    is_at_root = first == TEMPORARIES or (not rest and first.startswith(MARKER))
-    return is_at_root or path.rpartition("/")[2].startswith(SIBLING)
-
-
-def require_file_names(path: str) -> None:
-    """INVALID_PATH if a part of the path is longer than any file system takes.
-
-    Refused before the bytes are sent, and not left to servers, some of which are out of order after such a name.
-    """
-    if any(len(os.fsencode(part)) > NAME_LIMIT_BYTES for part in path.split("/")):
-        detail = f"path {shown(path)} refused: a name has at most {NAME_LIMIT_BYTES} bytes"
-        raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
-
-
 def require_depth(path: str) -> None:
     """IO for a directory deeper than any tree of files: a server that makes it up never comes to an end."""
     if path.count("/") > DEPTH_LIMIT:
@@ -295,6 +278,23 @@ def blocks_of(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
             block.clear()
     if block:
         yield bytes(block)
+
+
+def is_ours(path: str) -> bool:
+    """True for dlm's own files in a root."""
+    first, _, rest = path.partition("/")
+    is_at_root = first == TEMPORARIES or (not rest and first.startswith(MARKER))
+    return is_at_root or path.rpartition("/")[2].startswith(SIBLING)
+
+
+def require_file_names(path: str) -> None:
+    """INVALID_PATH if a part of the path is longer than any file system takes.
+
+    Refused before the bytes are sent, and not left to servers, some of which are out of order after such a name.
+    """
+    if any(len(os.fsencode(part)) > NAME_LIMIT_BYTES for part in path.split("/")):
+        detail = f"path {shown(path)} refused: a name has at most {NAME_LIMIT_BYTES} bytes"
+        raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
 
 
 def require_same(chunks: Iterable[bytes], stored: Iterator[bytes], path: str) -> None:

@@ -115,6 +115,8 @@ class SftpProtocol(RemoteProtocol):
         client = self._connected()
         with translating("look at", directory):
             root, whole, there = self._run(_resolved(client, self._at(""), self._at(directory)))
+            if isinstance(root, _MISSING):
+                raise StorageError(ErrorClass.UNAVAILABLE, f"root {shown(self.ref.prefix)} is not there")
             for told in (root, whole, there):
                 if isinstance(told, BaseException) and (told is root or not isinstance(told, protocol.SFTPError)):
                     raise told
@@ -421,6 +423,7 @@ class SftpProtocol(RemoteProtocol):
 
     def _write_marker(self, text: bytes) -> None:
         staged = f"{TEMPORARIES}/{MARKER}~{os.getpid()}"
+        self._require_no_links([TEMPORARIES])
         self._pour(staged, [text])
         self._publish(staged, MARKER, False)
         self._remove(staged)

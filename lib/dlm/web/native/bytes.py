@@ -131,7 +131,8 @@ def _opened(found: list[replicas.Source]) -> tuple[replicas.Source, Chunks]:
     Transient when one of them is out of reach, Unsupported when this host cannot speak to one, NotFound when all of
     them could be asked and none is right.
     """
-    reasons, is_away, lacking = [], False, None
+    reasons, is_away = [], False
+    lacking: Unsupported | None = None
     for source in found:
         try:
             protocol = open_protocol(source.protocol)
