@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import os
 import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,7 @@ from protocols.filesystems import killed_at, mounted, needs_root
 from protocols.servers import Place, claimed, cutting, port_of, program, rclone_serves, sshd, through
 
 asyncssh = pytest.importorskip("asyncssh", reason="asyncssh is not installed: pip install 'dlm[sftp]'")
+from dlm.protocols.ssh import LOOP  # noqa: E402  needs asyncssh
 
 pytestmark = pytest.mark.protocols
 COUNT = itertools.count(1)
@@ -279,6 +283,13 @@ class TestServer:
                 assert refusal(proxied.identify) == ErrorClass.UNAVAILABLE
             assert proxy.bytes[OTHERS] < 1 << 20
 
+    def test_a_marker_that_comes_byte_by_byte_costs_the_timeout(self, tmp_path: Path) -> None:
+        (tmp_path / ".dlm-storage").write_bytes(b"x" * 5000)
+        with dripping(tmp_path) as place, place.storage(options={**place.options, "timeout_s": "0.5"}) as storage:
+            started = time.monotonic()
+            assert refusal(storage.identify) == ErrorClass.TIMEOUT
+            assert time.monotonic() - started < 3
+
     def test_empty_directories_go_with_their_last_file(self, openssh: Place) -> None:
         with claimed(openssh, COUNT) as storage:
             root = openssh.directory / storage.ref.prefix.rpartition("/")[2]
@@ -308,6 +319,33 @@ def test_a_full_disk_is_told_and_the_part_removed(tmp_path: Path) -> None:
         assert refusal(lambda: put(storage, "d/f", os.urandom(5 << 20))) == ErrorClass.NO_SPACE
         assert list(storage.list()) == [] and storage.remove_temporaries("1.1") == 0
         put(storage, "d/f", b"x")
+
+
+class Dripping(asyncssh.SFTPServer):
+    """Gives a byte for each time that it is asked, after a while that is no timeout."""
+
+    async def read(self, file_obj: object, offset: int, size: int) -> bytes:
+        await asyncio.sleep(0.1)
+        return b"x"
+
+
+class LettingIn(asyncssh.SSHServer):
+    def begin_auth(self, username: str) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def dripping(directory: Path) -> Iterator[Place]:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    listening = asyncssh.listen(
+        "127.0.0.1", 0, server_host_keys=[key], server_factory=LettingIn, sftp_factory=Dripping
+    )
+    server = LOOP.run(listening, 10)
+    try:
+        prefix, known = f"sftp://127.0.0.1:{server.get_port()}{directory}", key.export_public_key().decode().strip()
+        yield Place("sftp", prefix, {"username": "u", "password": "p"}, directory, {"host_key": known})
+    finally:
+        LOOP.later(server.close)
 
 
 def other_key() -> str:
