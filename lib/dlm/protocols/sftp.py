@@ -445,7 +445,7 @@ async def _some(scan: Any) -> list[asyncssh.SFTPName]:
     return names
 
 
-async def _resolved(client: asyncssh.SFTPClient, root: str, directory: str) -> list[Any]:
+async def _resolved(client: asyncssh.SFTPClient, root: str, directory: str) -> Sequence[Any]:
     """The root and the directory, links followed, and the directory's attributes; exceptions in place of each."""
     asked = (client.realpath(root), client.realpath(directory), client.lstat(directory))
     return await asyncio.gather(*asked, return_exceptions=True)
