@@ -5,7 +5,7 @@ Every state is a whole word, stands here once, and has one meaning (docs/states.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -182,6 +182,16 @@ class ProtocolRef:
     secret: Mapping[str, str] | None = field(default=None, repr=False, compare=False)  # a Secret, once it was opened
     secret_version: int = 0
     unusable: str | None = None  # why its secret cannot be had: opening the protocol says so
+
+    def trusted_hosts(self) -> tuple[str, ...]:
+        """Where the secret may go besides the storage's own host, by the option of that name; see `is_named`."""
+        names = self.options.get("trusted_hosts", "").split(",")
+        return tuple(name.strip().lower() for name in names if name.strip())
+
+
+def is_named(host: str, names: Iterable[str]) -> bool:
+    """True when one of the names is the host's, or begins with a dot and is the ending of the host's."""
+    return any(host.endswith(name) if name.startswith(".") else host == name for name in names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -100,21 +101,29 @@ class Vault:
             raise Conflict(detail, field="secrets_key_file") from error
 
     def _write(self, keys: list[bytes]) -> None:
-        """Replace the file, whole or not at all; whose it is, and who may read it, stays: else its owner alone."""
+        """Replace the file, whole or not at all, and for good: what is sealed with a key from now on needs the file.
+
+        Whose it is, and who may read it, stays: else its owner alone. What a killed process left of its own is removed.
+        """
         path = Path(self.key_file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            if path.exists():
-                before = path.stat()
-                os.fchown(descriptor, before.st_uid, before.st_gid)
-                os.fchmod(descriptor, before.st_mode & 0o770)
-            file.write("# Keys of dlm's secrets; the first encrypts. Without them no secret can be read again.\n")
-            file.writelines(f"{base64.b64encode(key).decode()}\n" for key in keys)
-            file.flush()
-            os.fsync(descriptor)
-        draft.replace(path)
+        draft = path.with_name(f"{path.name}.{token_hex(8)}.new")
+        try:
+            made = [above for above in path.parents if not above.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for older in path.parent.iterdir():
+                if re.fullmatch(rf"{re.escape(path.name)}\.[0-9a-f]+\.new", older.name):
+                    older.unlink(missing_ok=True)
+            try:
+                _write_draft(draft, path, keys)
+                draft.replace(path)
+            finally:
+                draft.unlink(missing_ok=True)
+            for directory in (path.parent, *(above.parent for above in made)):
+                _sync_directory(directory)
+        except OSError as error:
+            detail = f"{self.key_file} cannot be written: {error.strerror}"
+            hint = "has the disk room, and may this user write there?"
+            raise Conflict(detail, field="secrets_key_file", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -145,6 +154,27 @@ class Ring:
         except (InvalidTag, ValueError):
             detail = f"secret {name} cannot be decrypted: its row was changed, or belongs to another"
             raise Conflict(detail, field="credentials", hint=f"set it anew: dlm-admin secret set {name}") from None
+
+
+def _write_draft(draft: Path, path: Path, keys: list[bytes]) -> None:
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        if path.exists():
+            before = path.stat()
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, before.st_mode & 0o770)
+        file.write("# Keys of dlm's secrets; the first encrypts. Without them no secret can be read again.\n")
+        file.writelines(f"{base64.b64encode(key).decode()}\n" for key in keys)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def key_id(key: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import pytest
 from catalogue import Beside, changes, fill, last_event, new_storage, register, wait_until_blocked
 from dlm import effects
 from dlm.core import roots, sites, storages
+from dlm.core.protocols import NewProtocol
+from dlm.core.storages import NewStorage
 from dlm.db import storages as rows
 from dlm.db.engine import Database
-from dlm.errors import Conflict, InvalidInput, NotFound, StorageError
+from dlm.errors import Conflict, InvalidInput, NotFound, StorageError, Transient
 from dlm.protocols import open_protocol
 from dlm.types import Page
+from protocols.servers import silent
 
 
 @pytest.fixture
@@ -251,6 +255,21 @@ def test_of_two_that_add_one_storage_at_once_one_is_told_of_the_other(
     with database.begin("test") as tx:
         row = storages.get_storage(tx, "new")
         assert open_protocol(rows.protocols(tx, [row.id])[row.id]).identify() == str(row.uuid)
+
+
+@pytest.mark.parametrize("timeout_s", ["0.3", "3600"])
+def test_a_server_that_never_answers_holds_nobody_who_adds_a_storage(
+    database: Database, monkeypatch: pytest.MonkeyPatch, timeout_s: str
+) -> None:
+    monkeypatch.setattr("dlm.core.roots.TAKING_S", 0.5)
+    with silent() as port:
+        way = NewProtocol("dav", f"dav://127.0.0.1:{port}/a/b/c/d", options={"timeout_s": timeout_s})
+        started = time.monotonic()
+        with pytest.raises(Transient) as caught:
+            roots.add_storage(database.begin, NewStorage(name="mute", site="perth", protocols=[way]))
+    assert caught.value.field == "prefix" and time.monotonic() - started < 5
+    with database.begin("test") as tx, pytest.raises(NotFound):
+        storages.get_storage(tx, "mute")
 
 
 def test_a_root_that_is_no_directory_is_refused(database: Database, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from pathlib import Path
 
@@ -178,3 +179,17 @@ def test_a_storage_whose_root_went_is_said_to_be_so(shelves: Shelves) -> None:
     with shelves.database.begin("test") as tx:
         (finding,) = verify.verify_files(tx, [1])
     assert finding.invariant == "I3 a storage can be compared"
+
+
+def test_a_storage_that_this_host_cannot_speak_to_hides_no_other(
+    shelves: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelves.unmount(2)
+    shelves.run("UPDATE protocol SET scheme = 'sftp' WHERE storage_id = 1")
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+    for module in ("sftp", "ssh"):
+        monkeypatch.delitem(sys.modules, f"dlm.protocols.{module}", raising=False)
+    with shelves.database.begin("test") as tx:
+        told = {finding.object: finding.detail for finding in verify.verify_files(tx)}
+    assert told.keys() == {"storage here", "storage there"}
+    assert "needs the package asyncssh" in told["storage here"]

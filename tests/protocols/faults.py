@@ -91,6 +91,19 @@ class NetworkFaults:
             with place.storage(prefix=storage.ref.prefix.replace("127.0.0.1", "localhost") + "/x") as alias:
                 assert alias.marked_above() is not None
 
+    def test_a_host_that_never_answers_is_not_asked_for_each_level_above(
+        self, storage: StorageProtocol, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with silent() as port:
+            options = {**place.options, "timeout_s": "0.3"}
+            with through(place, port).storage("a/b/c/d/e/f/g/h/i/j/k", options=options) as mute:
+                started = time.monotonic()
+                assert refusal(mute.marked_above) == ErrorClass.TIMEOUT
+                assert time.monotonic() - started < 3
+        monkeypatch.setattr("dlm.protocols.remote.ABOVE_S", 0.0)
+        with place.storage(f"{below(storage, place)}/deep") as inner:
+            assert refusal(inner.marked_above) == ErrorClass.TIMEOUT
+
     def test_a_marker_is_looked_at_again_after_a_while(
         self, storage: StorageProtocol, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -296,8 +296,11 @@ def wsgidav(base: Path) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def sshd(base: Path, serving: Path | None = None) -> Iterator[Place]:
-    """OpenSSH's server, as this user, with a key; `serving` a directory as it is, else a new one."""
+def sshd(base: Path, serving: Path | None = None, without: str = "") -> Iterator[Place]:
+    """OpenSSH's server, as this user, with a key; `serving` a directory as it is, else a new one.
+
+    `without` are requests that it does not know, like posix-rename.
+    """
     server = program("sshd", "openssh-server")
     directory, port = serving or base / "data", free_port()
     if serving is None:
@@ -305,11 +308,11 @@ def sshd(base: Path, serving: Path | None = None) -> Iterator[Place]:
     for name in ("host_key", "user_key"):
         host_key(base, name)
     (base / "authorized_keys").write_text((base / "user_key.pub").read_text())
-    config = base / "sshd_config"
+    config, lacking = base / "sshd_config", f" -P {without}" if without else ""
     config.write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {base}/host_key\nPidFile {base}/sshd.pid\nUsePAM no\n"
         f"AuthorizedKeysFile {base}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
-        "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\nMaxStartups 100\n"
+        f"PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp{lacking}\nMaxStartups 100\n"
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # it wants that when started as root

@@ -17,11 +17,13 @@ import pytest
 
 from dlm.errors import Unsupported
 from dlm.gfal import extension, worker
-from dlm.gfal.speech import Speech, between
+from dlm.gfal.speech import Speech, between, to_root
 from dlm.gfal.workers import GfalError, Kept, Worker, Workers
 from dlm.types import ProtocolRef, Secret
-from protocols.servers import free_port, silent
-from protocols.xrootd import needs_gfal
+from protocols.filesystems import needs_root
+from protocols.planted import Asking, plant
+from protocols.servers import certificate, free_port, silent
+from protocols.xrootd import certified, needs_gfal
 
 pytestmark = pytest.mark.protocols
 SEEDED = "SEEDED-in-no-list"
@@ -143,6 +145,24 @@ def test_who_stands_in_the_environment_is_not_who_dlm_is(monkeypatch: pytest.Mon
     assert SEEDED.encode() not in environment and b"XRD_CONNECTIONRETRY=1" in environment
 
 
+@needs_gfal
+@needs_root
+@pytest.mark.parametrize("scheme", ["davs", "root"])
+def test_certificates_that_stand_around_are_shown_to_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheme: str
+) -> None:
+    theirs, their_key = certified("who runs dlm", None)
+    files = certificate(tmp_path / "tls")
+    with files as (crt, key, ca), contextlib.closing(Asking(crt, key, is_xrootd=scheme == "root")) as host:
+        host.trust(theirs)
+        plant(tmp_path, monkeypatch, certificate=theirs, key=their_key)
+        made = Worker(to_root({"ca": ca}) if scheme == "root" else Speech({"SSL_CERT_FILE": ca}))
+        with pytest.raises(GfalError):
+            made.call("stat", f"{scheme}://127.0.0.1:{host.port}//f", limit_s=20)
+        made.kill()
+    assert host.asked and host.shown == []
+
+
 def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [])
     with pytest.raises(Unsupported, match="gfal2 for Python") as caught:
@@ -173,6 +193,7 @@ def test_a_token_is_told_only_to_whom_its_storage_trusts_with_it() -> None:
     destination = ref("davs://b.example.org/y", "theirs")
     for hosts, is_told in (
         ("", False), ("example.org", False), ("ample.org", False), (".example.org", True), ("x, b.example.org", True),
+        ("B.Example.ORG", True), (", ,", False),
     ):  # fmt: skip
         source = ref("davs://a/x", "ours", **({"trusted_hosts": hosts} if hosts else {}))
         assert (between(source, destination) is not None) is is_told, hosts

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from dlm.types import Checksums, ErrorClass
 from protocols.conformance import STORAGE_ID, ProtocolConformance, get, put, refusal
 from protocols.faults import NetworkFaults, below, remembered
 from protocols.filesystems import mounted, needs_root
+from protocols.planted import plant
 from protocols.servers import Place, certificate, claimed, cutting, port_of, through
 from protocols.xrootd import given_to_user, needs_gfal, open_directory, xrootd, xrootd_certificate, xrootd_token
 
@@ -117,6 +119,21 @@ class TestServer:
                 assert refusal(lambda: nobody.stat("f")) == ErrorClass.PERMISSION
             with place.storage(secret={**place.secret, "key": "no key"}) as broken:
                 assert refusal(lambda: broken.stat("f")) == ErrorClass.PERMISSION
+
+    @needs_root
+    def test_who_runs_dlm_is_not_who_dlm_is_to_a_storage(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        with open_directory() as base, xrootd_certificate(base) as place:
+            secret = place.secret
+            plant(tmp_path, monkeypatch, certificate=secret["certificate"], key=secret["key"])
+            with place.storage(secret={"ca": secret["ca"]}) as nobody:
+                assert refusal(lambda: nobody.stat("f")) == ErrorClass.PERMISSION
+        monkeypatch.undo()
+        with open_directory() as base, xrootd_token(base) as place:
+            plant(tmp_path, monkeypatch, token=place.secret["token"])
+            with place.storage(secret={"ca": place.secret["ca"]}) as nobody:
+                assert refusal(lambda: nobody.stat("f")) == ErrorClass.PERMISSION
 
     def test_a_certificate_that_nobody_vouches_for_is_not_spoken_to(self) -> None:
         with open_directory() as base, certificate(base / "tls") as (crt, key, ca):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from dlm.errors import Unsupported
 from dlm.protocols import open_protocol, schemes
 from dlm.protocols.declared import DECLARED
+from dlm.protocols.places import LOCAL, remote_root
+from dlm.transfertools import select
 from dlm.types import ProtocolRef
 
 
@@ -36,5 +39,10 @@ def test_without_gfal2_root_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     assert str(caught.value.hint).startswith("apt-get install python3-gfal2")
 
 
-def test_every_scheme_declares_what_it_may_be_told() -> None:
-    assert set(schemes()) <= set(DECLARED)
+def test_the_tables_of_schemes_know_the_same_ones() -> None:
+    assert set(schemes()) == set(DECLARED)
+    for scheme in set(schemes()) - set(LOCAL):
+        root = remote_root(ProtocolRef(1, "far", "id", scheme, f"{scheme}://host/path"))
+        assert root is not None and root.port > 0, f"{scheme} has a usual port"
+    for pair in itertools.product(schemes(), repeat=2):
+        assert select(*pair, open_protocol=open_protocol)

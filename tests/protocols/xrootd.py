@@ -123,11 +123,11 @@ def xrootd_certificate(base: Path) -> Iterator[Place]:
     """An XRootD server that lets in who has a certificate of its authority (GSI)."""
     authorities = base / "authorities"
     authorities.mkdir()
-    authority, signer = _certified("authority", None)
+    authority, signer = certified("authority", None)
     (authorities / "authority.pem").write_text(authority)
     subprocess.run([program("openssl", "openssl"), "rehash", str(authorities)], check=True, capture_output=True)
-    host, host_key = _certified("localhost", (authority, signer))
-    user, user_key = _certified("a person", (authority, signer))
+    host, host_key = certified("localhost", (authority, signer))
+    user, user_key = certified("a person", (authority, signer))
     (base / "host.crt").write_text(host)
     (base / "host.key").write_text(host_key)
     (base / "host.key").chmod(0o400)
@@ -140,7 +140,7 @@ def xrootd_certificate(base: Path) -> Iterator[Place]:
         yield replace(place, prefix=prefix, secret={"certificate": user, "key": user_key, "ca": authority})
 
 
-def _certified(name: str, by: tuple[str, str] | None) -> tuple[str, str]:
+def certified(name: str, by: tuple[str, str] | None) -> tuple[str, str]:
     """A new certificate and its key, signed by another's or by itself."""
     key, now = rsa.generate_private_key(public_exponent=65537, key_size=2048), datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

@@ -33,6 +33,55 @@ def test_a_url_with_a_secret_in_it_is_refused_and_not_repeated(prefix: str) -> N
     assert "hunter2" not in f"{caught.value}{caught.value.hint}"
 
 
+@pytest.mark.parametrize(
+    ("scheme", "prefix"),
+    [
+        ("davs", "davs://h/x/../b"),
+        ("davs", "davs://h/x/%2e%2E/b"),
+        ("davs", "davs://h/./b"),
+        ("sftp", "sftp://h/a//b"),
+        ("sftp", "sftp://h//a"),
+        ("s3", "https://h/bucket/a//"),
+        ("root", "root://h///a"),
+        ("root", "root://h//a//b"),
+        ("root", "root://h//a%3Fauthz=hunter2"),
+        ("root", "root://h//a%23hunter2"),
+        ("root", "root://h//%252E%252e/a"),
+        ("https", "https://h/a%2Fhunter2"),
+        ("https", "https://h/a%0Ahunter2"),
+        ("https", "https://h/a%00b"),
+        ("davs", "davs://a..b/hunter2"),
+        ("davs", f"davs://{'x' * 64}.org/a"),
+        ("davs", "davs://h:99999/a"),
+        ("davs", "davs://h:port/a"),
+        ("sftp", "sftp://h/" + "a/" * 32 + "b"),
+    ],
+)
+def test_a_prefix_that_may_mean_another_place_than_it_says_is_refused(scheme: str, prefix: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_protocols([NewProtocol(scheme, prefix)])
+    assert caught.value.field == "protocols[0].prefix"
+    assert "hunter2" not in f"{caught.value}{caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "prefix"),
+    [
+        ("root", "root://h:1094//a/b/"),
+        ("root", "root://h/a"),
+        ("root", "root://h//"),
+        ("davs", "davs://[::1]:8443"),
+        ("davs", "davs://bücher.example.org/a%20b/100%25/c+d"),
+        ("dav", "dav://127.0.0.1:8080/a/"),
+        ("s3", "http://127.0.0.1:9000/bucket"),
+        ("sftp", "sftp://h.example.org./" + "a/" * 31 + "b"),
+        ("sftp", "sftp://h/..a/b.../.c"),
+    ],
+)
+def test_a_prefix_that_means_one_place_is_taken(scheme: str, prefix: str) -> None:
+    check_protocols([NewProtocol(scheme, prefix)])
+
+
 def test_what_belongs_into_a_secret_is_no_option() -> None:
     with pytest.raises(InvalidInput, match="shown to everybody") as caught:
         check_spoken("s3", None, {"secret_key": "hunter2"})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import errno
+import os
 import pickle
 import traceback
 from pathlib import Path
@@ -66,6 +68,50 @@ def test_a_new_key_stands_first_in_a_file_that_only_its_owner_reads(file: Path) 
     assert vault.key_ids() == [second, first]
     assert vault.drop_keys() == [first] and vault.key_ids() == [second]
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_new_key_is_on_the_disk_before_anything_is_sealed_with_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def recording(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", recording)
+    vault = Vault(str(file))
+    vault.add_key()
+    assert synced[0].startswith(str(file)) and synced[1:] == [str(file.parent), str(file.parent.parent)]
+    synced.clear()
+    vault.drop_keys()
+    assert synced[1:] == [str(file.parent)]
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way_and_goes(file: Path) -> None:
+    vault = Vault(str(file))
+    first = vault.add_key()
+    for name in (f"secrets.key.{os.getpid()}.new", "secrets.key.0a1b.new", "secrets.key.mine.new", ".0a1b.new"):
+        (file.parent / name).write_text(NEW)
+    second = vault.add_key()
+    assert vault.key_ids() == [second, first]
+    assert {path.name for path in file.parent.iterdir()} == {"secrets.key", "secrets.key.mine.new", ".0a1b.new"}
+
+
+def test_a_file_that_cannot_be_written_is_told_and_stays_as_it_was(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    vault = Vault(str(file))
+    first = vault.add_key()
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(Conflict, match="cannot be written: No space left") as caught:
+        vault.add_key()
+    assert caught.value.field == "secrets_key_file"
+    assert vault.key_ids() == [first] and [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_who_else_may_read_the_file_of_keys_stays_as_it_was(file: Path) -> None:

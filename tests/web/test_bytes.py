@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -236,6 +237,38 @@ def test_a_storage_that_is_away_says_nothing_of_its_files(root: Caller, world: W
     root.patch("/storages/shelf", {"can_read": True})
     (shelf / codec.derived_path("test", "a/b.dat")).unlink()
     root.call("GET", "/bytes/test/a/b.dat", 404)
+
+
+def test_a_storage_that_this_host_cannot_speak_to_hides_no_other(
+    root: Caller, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add_storage("other", "bern")
+    put(root)
+    world.declare("a/b.dat", 2, "type=disk")
+    world.settle()
+    assert world.where("a/b.dat") == {"shelf": "available", "other": "available"}
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+    for module in ("sftp", "ssh"):
+        monkeypatch.delitem(sys.modules, f"dlm.protocols.{module}", raising=False)
+    for name, other in (("shelf", "other"), ("other", "shelf")):
+        set_scheme(world, name, "sftp")
+        got = root.call("GET", "/bytes/test/a/b.dat", 200)
+        assert (got.data, got.headers["X-Storage"]) == (CONTENT, other)
+        set_scheme(world, name, "posix")
+    set_scheme(world, "shelf", "sftp")
+    set_scheme(world, "other", "sftp")
+    lacking = root.call("GET", "/bytes/test/a/b.dat", 501).json
+    assert "needs the package asyncssh" in lacking["detail"] and "pip install" in lacking["hint"]
+
+
+def set_scheme(world: World, storage: str, scheme: str) -> None:
+    with world.begin() as tx:
+        tx.run(
+            """UPDATE protocol SET scheme = %(scheme)s
+                 FROM storage s WHERE s.id = storage_id AND s.name = %(storage)s""",
+            scheme=scheme,
+            storage=storage,
+        )
 
 
 def test_a_reader_reads_and_stores_nothing(world: World, database: Database, app: Flask) -> None:

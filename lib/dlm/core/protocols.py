@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from dlm import did as codec
 from dlm.core.names import check_name, meant
@@ -17,10 +17,12 @@ from dlm.protocols.declared import CHOICES, declared
 from dlm.protocols.places import LOCAL
 
 MAX_PREFIX_CHARACTERS = 1000
+MAX_PREFIX_LEVELS = 32  # each of them is looked at when a storage is added
 MAX_OPTIONS = 32
 MAX_OPTION_CHARACTERS = 4096
 MAX_TIMEOUT_S = 300  # with a second try it ends before those assume it who look after us (reaper.REST_S)
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_BENT = re.compile(r"^\.{0,2}$|^%2e%2e|[/?#\x00-\x1f\x7f]", re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -91,9 +93,31 @@ def _check_prefix(way: NewProtocol, field: str) -> None:
         raise InvalidInput(f"a prefix is printable text of 1 to {MAX_PREFIX_CHARACTERS} characters", field=field)
     if way.scheme not in LOCAL:
         _refuse_secrets(prefix, field)
+        _check_url(way, field)
     elif not prefix.startswith("/") or os.path.normpath(prefix) != prefix.rstrip("/") or prefix.startswith("//"):
         hint = "write it from '/', without '.', '..' or '//'"
         raise InvalidInput(f"{codec.shown(prefix)} is no absolute path", field=field, hint=hint)
+
+
+def _check_url(way: NewProtocol, field: str) -> None:
+    """Refuse a URL of no host, and a path that could be written in another way, or is no path once it is decoded.
+
+    Two storages in one place would each take the other's files for its own, or for a second copy; and what comes behind
+    a '?' is for the server, like a secret. What was given is not repeated: it may be one.
+    """
+    try:
+        parts = urlsplit(way.prefix)
+        _ = parts.port
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # also UnicodeError
+        raise InvalidInput("this is no URL of a host", field=field) from None
+    path = parts.path[1:] if way.scheme == "root" and parts.path.startswith("//") else parts.path
+    levels = path.strip("/").split("/") if path.strip("/") else []
+    if "//" in path or any(_BENT.search(unquote(level)) for level in levels):
+        hint = "write it without '.', '..' and '//', and without '/', '?', '#' in a name (%2F, %3F, %23)"
+        raise InvalidInput("this prefix may mean another place than it says", field=field, hint=hint)
+    if len(levels) > MAX_PREFIX_LEVELS:
+        raise InvalidInput(f"a prefix has at most {MAX_PREFIX_LEVELS} levels", field=field)
 
 
 def _refuse_secrets(url: str, field: str) -> None:

@@ -1,4 +1,4 @@
-"""Taking a storage's root. No transaction is open while it is touched: its server may take minutes to answer.
+"""Taking a storage's root. No transaction is open while it is touched: its server may take a minute to answer.
 
     storage.add    an intent: the row with its uuid, which nobody sees yet
     (effects)      whose root is it, does it lie in another's; then it gets the marker, or its seal is read
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -22,11 +23,12 @@ from dlm.core import credentials, storages
 from dlm.core.storages import Adding, NewStorage, Root
 from dlm.db import storages as rows
 from dlm.db.engine import Tx
-from dlm.errors import Conflict, InvalidInput, StorageError, Unsupported
+from dlm.errors import Conflict, InvalidInput, StorageError, Transient, Unsupported
 from dlm.protocols import StorageProtocol, open_protocol
 from dlm.protocols.places import lies_in
-from dlm.types import ProtocolRef
+from dlm.types import ErrorClass, ProtocolRef
 
+TAKING_S = 60.0  # for one answer of a server whose root is taken
 ROOTS_LOCK = 0x646C6D05  # advisory: of two storages that come at once, the second looks at the root of the first
 Begin = Callable[[str], AbstractContextManager[Tx]]  # one transaction of that name, by whoever asks
 _BESIDE = "give each storage a root beside the others"
@@ -68,9 +70,9 @@ def update_storage(begin: Begin, name: str, facts: Mapping[str, Any], reason: st
         if turned:
             _refuse_nested(ref, True, others)
         if "can_write" in turned and ref.storage_uuid != str(row.uuid):
-            protocol = open_protocol(ref)
-            protocol.require_marker(ref.storage_uuid)
-            protocol.claim(str(row.uuid))
+            with open_protocol(_hurried(ref)) as protocol:
+                protocol.require_marker(ref.storage_uuid)
+                protocol.claim(str(row.uuid))
             with begin("storage.set") as tx:
                 rows.set_marker(tx, row.id, None)
     with begin("storage.set") as tx:
@@ -84,7 +86,7 @@ def _taken(adding: Adding, others: Iterable[Root]) -> str | None:
     """Make the root recognisable: by a marker in it, or, where nothing may be written, by its seal; that seal."""
     if adding.ref.unusable is not None:
         raise Conflict(adding.ref.unusable, field="credentials")
-    with open_protocol(adding.ref) as protocol:
+    with open_protocol(_hurried(adding.ref)) as protocol:
         _refuse_shared(protocol, adding, others)
         _refuse_nested(adding.ref, adding.new.can_change, others)
         try:
@@ -93,9 +95,22 @@ def _taken(adding: Adding, others: Iterable[Root]) -> str | None:
                 return protocol.seal()
             protocol.claim(adding.uuid, create_root=True)
         except StorageError as error:
+            _retry_later(error)
             hint = error.hint or "the root must be there, and writable unless writing is switched off"
             raise InvalidInput(error.detail, field="prefix", hint=hint) from error
     return None
+
+
+def _hurried(ref: ProtocolRef) -> ProtocolRef:
+    """The reference, with no more patience than a web request has: each answer of its server may take an hour."""
+    patience_s = float(ref.options.get("timeout_s", TAKING_S))
+    return replace(ref, options={**ref.options, "timeout_s": f"{min(patience_s, TAKING_S):.3f}"})
+
+
+def _retry_later(error: StorageError) -> None:
+    """Transient for a server that gave no answer: nothing of the root is known then."""
+    if error.error_class == ErrorClass.TIMEOUT:
+        raise Transient(error.detail, field="prefix", hint="try again when its server answers faster") from error
 
 
 def _refuse_shared(protocol: StorageProtocol, adding: Adding, others: Iterable[Root]) -> None:
@@ -106,8 +121,11 @@ def _refuse_shared(protocol: StorageProtocol, adding: Adding, others: Iterable[R
     """
     try:
         known = (protocol.identify(), protocol.seal())
-    except (StorageError, Unsupported):
-        return  # not there, or not to be told apart: whoever takes it says so
+    except StorageError as error:
+        _retry_later(error)
+        return  # not there: whoever takes it says so
+    except Unsupported:
+        return  # not to be told apart: the same
     if known[0] != adding.uuid:
         _refuse_known(others, *known)
 

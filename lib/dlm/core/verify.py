@@ -11,7 +11,7 @@ from dlm.db import audits
 from dlm.db import verify as rows
 from dlm.db.engine import Tx
 from dlm.did import derived_path, from_derived_path
-from dlm.errors import InvalidInput, StorageError
+from dlm.errors import InvalidInput, StorageError, Unsupported
 from dlm.protocols import Entry, StorageProtocol, open_protocol
 from dlm.types import Checksums
 
@@ -62,7 +62,7 @@ def verify_files(tx: Tx, storage_ids: Sequence[int] | None = None, *, with_check
             findings += _differing(tx, storage.id, storage.name, protocol, with_checksum)
             if storage.can_write:
                 findings += _dark(tx, storage.id, storage.name, protocol)
-        except StorageError as error:
+        except (StorageError, Unsupported) as error:
             findings.append(Finding("I3 a storage can be compared", f"storage {storage.name}", error.detail))
     return findings
 

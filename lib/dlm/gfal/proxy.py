@@ -37,6 +37,24 @@ def made(certificate: str, key: str) -> str:
     return (proxy.public_bytes(serialization.Encoding.PEM) + private + chain).decode()
 
 
+def of_nobody() -> str:
+    """A certificate, and its key, that says nothing and that no authority vouches for, to show in place of another.
+
+    A server that wants to know whose it is refuses it; most do not ask for one before who comes logs in.
+    """
+    name, own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")]), ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    unsigned = (
+        x509.CertificateBuilder(name, name, own.public_key(), x509.random_serial_number())
+        .not_valid_before(now - _CLOCKS_DIFFER)
+        .not_valid_after(now + LIFETIME)
+    )
+    private = own.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    return (unsigned.sign(own, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) + private).decode()
+
+
 def _loaded(key: str) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey:
     loaded = serialization.load_pem_private_key(key.encode(), None)
     if not isinstance(loaded, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):

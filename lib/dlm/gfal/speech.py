@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dlm.types import ProtocolRef
+from dlm.types import ProtocolRef, is_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,14 @@ class Speech:
     bearers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # URL of a server, token
     certificate: tuple[str, str] | None = field(default=None, repr=False)  # and its key: a proxy of it is shown
     authorities: str | None = field(default=None, repr=False)  # PEM of whom XRootD's client trusts
+    is_xrootd: bool = False  # XRootD's client is to speak, and not HTTP
 
 
 def to_root(secret: Mapping[str, str]) -> Speech:
     """For XRootD, whose client takes who it is from the process: one worker, one identity."""
     files = {"BEARER_TOKEN_FILE": secret["token"]} if "token" in secret else {}
     certificate = (secret["certificate"], secret.get("key", "")) if "certificate" in secret else None
-    return Speech(files, certificate=certificate, authorities=secret.get("ca"))
+    return Speech(files, certificate=certificate, authorities=secret.get("ca"), is_xrootd=True)
 
 
 def between(source: ProtocolRef, destination: ProtocolRef) -> Speech | None:
@@ -57,9 +58,7 @@ def _is_one_secret(one: ProtocolRef, other: ProtocolRef) -> bool:
 
 def _is_trusted(destination: ProtocolRef, source: ProtocolRef) -> bool:
     """True when the source's option trusted_hosts names the destination's host."""
-    host = urlsplit(destination.prefix).hostname or ""
-    names = [name.strip() for name in source.options.get("trusted_hosts", "").split(",") if name.strip()]
-    return any(host.endswith(name) if name.startswith(".") else host == name for name in names)
+    return is_named(urlsplit(destination.prefix).hostname or "", source.trusted_hosts())
 
 
 def _of_this_host() -> str:

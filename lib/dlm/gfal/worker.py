@@ -72,7 +72,13 @@ class Speaker:
         self.directory: Any = None
 
     def begin(self, extension: str, settings: list[Any], told: dict[str, Any]) -> None:
-        """Load the library. Of what is told, `files` become variables that name files, `bearers` are tokens by URL."""
+        """Load the library. Of what is told, `files` become variables that name files, `bearers` are tokens by URL.
+
+        XRootD's client cannot be told to show no proxy in TLS. It looks in /tmp; what it would find there is whoever
+        runs dlm, and the `stand_in` is shown in place of it.
+        """
+        if told["stand_in"] and os.path.lexists(f"/tmp/x509up_u{os.getuid()}"):
+            os.environ["X509_USER_PROXY"] = _unnamed(told["stand_in"])
         for variable, text in told["files"].items():
             os.environ[variable] = _unnamed(text)
         if told["authorities"]:

@@ -32,10 +32,18 @@ BUFFER_BYTES = 4 << 20
 KEPT, KEPT_S = 2, 30.0  # idle workers that wait for the next speaker, all storages together, and for how long
 LOOK_S = 0.1  # how often a caller who may change their mind is asked
 # Who dlm is to a storage, its secret says; nothing that stands around in the environment, or in /tmp, does.
-IDENTITIES = ("BEARER_TOKEN", "X509_USER_PROXY", "X509_USER_CERT", "X509_USER_KEY", "KRB5CCNAME")
+IDENTITIES = (
+    "BEARER_TOKEN", "NETRC", "XDG_RUNTIME_DIR",
+    "X509_CERT", "X509_KEY", "X509_USER_CERT", "X509_USER_KEY", "X509_USER_PROXY",
+    "XrdSecCREDS", "XrdSecGSIUSERCERT", "XrdSecGSIUSERKEY", "XrdSecNETRC", "XrdSecPROXY", "XrdSecPROXYCREDS",
+    "XrdSecSSSKT", "XrdSecUSER", "XrdSecsssENDORSEMENT", "XrdSecsssKT",
+)  # fmt: skip
 PROXY_VARIABLES = ("X509_USER_PROXY", "XrdSecGSIUSERPROXY")  # for TLS, for GSI
 ENVIRONMENT = {
+    # What is not said is looked for in /tmp (x509up_u0, krb5cc_0, bt_u0), and below the home directory.
     "BEARER_TOKEN_FILE": "/dev/null",
+    "HOME": "/nonexistent",
+    "KRB5CCNAME": "FILE:/dev/null",
     "XrdSecGSIUSERPROXY": "/dev/null",
     # What XRootD's client takes from there; how long a call may take is ours to say.
     "XRD_CONNECTIONRETRY": "1",
@@ -124,15 +132,17 @@ class Worker:
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", str(worker.__file__)], stdin=far.fileno(), stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL, env=_environment(), cwd="/", start_new_session=True,
+                    stderr=subprocess.DEVNULL, env=_environment(speech), cwd="/", start_new_session=True,
                 )  # fmt: skip
             except OSError:
                 self._channel.close()
                 raise
         try:
-            told: dict[str, Any] = {"files": dict(speech.files), "bearers": speech.bearers}
+            told: dict[str, Any] = {"files": dict(speech.files), "bearers": speech.bearers, "stand_in": None}
             if speech.certificate is not None:
                 told["files"] |= dict.fromkeys(PROXY_VARIABLES, proxy.made(*speech.certificate))
+            elif speech.is_xrootd:
+                told["stand_in"] = proxy.of_nobody()
             if speech.authorities:
                 self._directory = tempfile.mkdtemp(prefix="dlm-trusted-")
             told |= {"authorities": speech.authorities, "directory": self._directory}
@@ -306,6 +316,7 @@ class Workers:
             _KEPT.give(self._speech, found)
 
 
-def _environment() -> dict[str, str]:
+def _environment(speech: Speech) -> dict[str, str]:
     ours = {name: value for name, value in config.for_others().items() if name not in IDENTITIES}
-    return {**ours, **ENVIRONMENT}
+    # XRootD's client cannot begin TLS with a proxy that it cannot read.
+    return {**ours, **ENVIRONMENT, **({} if speech.is_xrootd else {"X509_USER_PROXY": "/dev/null"})}

@@ -28,7 +28,7 @@ from dlm.protocols.network import (
     translating,
 )
 from dlm.rooted import shown
-from dlm.types import ErrorClass
+from dlm.types import ErrorClass, is_named
 from dlm.unforeseen import ODD
 
 BLOCK_BYTES = 1 << 20
@@ -188,8 +188,7 @@ class Server:
     def _is_trusted(self, place: SplitResult) -> bool:
         """True for where the secret may go: this server, and what the administrator named."""
         host = place.hostname or ""
-        named = (host.endswith(name) if name.startswith(".") else host == name for name in self._trusted_hosts)
-        return host == self.root.hostname or any(named)
+        return host == self.root.hostname or is_named(host, self._trusted_hosts)
 
     def _redirected(self, pool: Pool, request: Request, location: str) -> tuple[Pool, Request]:
         with translating(request.verb(), request.path):

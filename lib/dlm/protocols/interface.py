@@ -193,7 +193,10 @@ class StorageProtocol(ABC):
 
     @abstractmethod
     def marked_above(self) -> str | None:
-        """The nearest place above the root that carries dlm's marker, as far as it may be looked at; None without one."""
+        """The nearest place above the root that carries dlm's marker, as far as it may be looked at; None without one.
+
+        StorageError TIMEOUT once a minute has passed, or the server gives no answer.
+        """
 
     @abstractmethod
     def claim(self, storage_uuid: str, create_root: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -21,7 +20,9 @@ from dlm.types import Checksums, ErrorClass, ProtocolRef
 
 MARKER_REMEMBERED_S = 5.0
 DEFAULT_TIMEOUT_S = 60.0
+ABOVE_S = 60.0  # for all that lies above a root: a web request waits for it
 NAME_LIMIT_BYTES = 255
+DEPTH_LIMIT = 200
 _NO_MARKER = "is this the right root?"
 
 
@@ -234,10 +235,21 @@ class RemoteProtocol(StorageProtocol):
         return f"{SEAL}{remote_root(self.ref) or self.ref.prefix}"
 
     def marked_above(self) -> str | None:
+        until = time.monotonic() + ABOVE_S
         for prefix in above(self.ref):
-            with contextlib.suppress(StorageError), type(self)(replace(self.ref, prefix=prefix)) as higher:
-                if higher._marker() is not None:  # one that is not ours to look at has no root of a storage to show
-                    return prefix
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                detail = f"what lies above {shown(self.ref.prefix)} cannot be looked at within {ABOVE_S:g} s"
+                raise StorageError(ErrorClass.TIMEOUT, detail)
+            options = {**self.ref.options, "timeout_s": f"{max(0.01, min(self.timeout_s, left_s)):.3f}"}
+            try:
+                with type(self)(replace(self.ref, prefix=prefix, options=options)) as higher:
+                    if higher._marker() is not None:
+                        return prefix
+            except StorageError as error:
+                if error.error_class == ErrorClass.TIMEOUT:  # further up it would answer no better
+                    raise
+                # One that is not ours to look at has no root of a storage to show; one may be there that is not yet.
         return None
 
     def claim(self, storage_uuid: str, create_root: bool = False) -> None:
@@ -278,6 +290,24 @@ class RemoteProtocol(StorageProtocol):
     def _marker(self) -> dict[str, str] | None:
         text = self._read_marker()
         return None if text is None else parsed_marker(text, self.ref.prefix)
+
+
+def require_depth(path: str) -> None:
+    """IO for a directory deeper than any tree of files: a server that makes it up never comes to an end."""
+    if path.count("/") > DEPTH_LIMIT:
+        raise StorageError(ErrorClass.IO, f"{shown(path)} is deeper than {DEPTH_LIMIT} levels")
+
+
+def blocks_of(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The bytes in larger blocks, for libraries that make one call, or many requests at once, of each."""
+    block = bytearray()
+    for chunk in chunks:
+        block += chunk
+        if len(block) >= size:
+            yield bytes(block)
+            block.clear()
+    if block:
+        yield bytes(block)
 
 
 def is_ours(path: str) -> bool:

@@ -22,7 +22,7 @@ from dlm.gfal import extension, speech
 from dlm.gfal.workers import GfalError, Worker, Workers, translating
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.network import root_url
-from dlm.protocols.remote import RemoteProtocol, Storing, not_a_file, require_file_names
+from dlm.protocols.remote import RemoteProtocol, Storing, blocks_of, not_a_file, require_depth, require_file_names
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import Checksums, ErrorClass, ProtocolRef
 
@@ -30,7 +30,6 @@ DEFAULT_PORT = 1094
 READ_BYTES = 2 << 20
 WRITE_BYTES = 4 << 20
 LIST_ENTRIES = 500
-DEPTH_LIMIT = 200
 DIGEST_BYTES_PER_S = 20 << 20  # what a server is given the time for, while it reads a file for its digest
 _TRIES = 5  # against others who remove the directories that we have just made
 _REFUSED = re.compile(r"[\x00-\x1f\x7f?]|(?:^|/)%2e%2e", re.IGNORECASE)
@@ -149,7 +148,7 @@ class RootProtocol(RemoteProtocol):
                             entry = Entry(path, size, datetime.fromtimestamp(moment, UTC))
                         yield entry
                     elif path != TEMPORARIES:
-                        _require_depth(path)
+                        require_depth(path)
                         left.append(path)
 
     def _entries(self, directory: str) -> Generator[tuple[str, int, int, bool], None, None]:
@@ -240,7 +239,7 @@ class RootProtocol(RemoteProtocol):
                 with translating("write", path, writing=True):
                     worker.call("open", self._url(path), "w", limit_s=self.timeout_s)
                 effects.point("root.write:before")
-                for block in _blocks_of(chunks, WRITE_BYTES):  # what the producer raises is the caller's
+                for block in blocks_of(chunks, WRITE_BYTES):  # what the producer raises is the caller's
                     with translating("write", path, writing=True):
                         worker.call("write", limit_s=self.timeout_s, body=block)
                     size_bytes += len(block)
@@ -332,20 +331,3 @@ class RootProtocol(RemoteProtocol):
 
 def _refused(path: str, reason: str) -> StorageError:
     return StorageError(ErrorClass.INVALID_PATH, f"path {shown(path)} refused: {reason}", field="path")
-
-
-def _require_depth(path: str) -> None:
-    if path.count("/") > DEPTH_LIMIT:
-        raise StorageError(ErrorClass.IO, f"{shown(path)} is deeper than {DEPTH_LIMIT} levels")
-
-
-def _blocks_of(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The bytes in larger blocks: each is one call."""
-    block = bytearray()
-    for chunk in chunks:
-        block += chunk
-        if len(block) >= size:
-            yield bytes(block)
-            block.clear()
-    if block:
-        yield bytes(block)

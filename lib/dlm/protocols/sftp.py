@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -22,7 +22,15 @@ from asyncssh import sftp as protocol
 from dlm import effects
 from dlm.errors import StorageError, Unsupported
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
-from dlm.protocols.remote import MARKER_REMEMBERED_S, RemoteProtocol, Storing, not_a_file, require_file_names
+from dlm.protocols.remote import (
+    MARKER_REMEMBERED_S,
+    RemoteProtocol,
+    Storing,
+    blocks_of,
+    not_a_file,
+    require_depth,
+    require_file_names,
+)
 from dlm.protocols.ssh import LOOP, connected, root_of, translating
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import ErrorClass, ProtocolRef
@@ -30,7 +38,6 @@ from dlm.types import ErrorClass, ProtocolRef
 READ_BYTES = 2 << 20
 WRITE_BYTES = 2 << 20
 LIST_ENTRIES = 200
-DEPTH_LIMIT = 200
 DIRECTORIES_REMEMBERED = 1000
 _MISSING = (protocol.SFTPNoSuchFile, protocol.SFTPNoSuchPath, protocol.SFTPNotADirectory)
 
@@ -74,30 +81,47 @@ class SftpProtocol(RemoteProtocol):
         parts, _ = split(path)
         require_file_names(path)
         super()._checked(path)
-        if parts:
-            self._require_no_links("/".join(parts))
+        self._require_no_links(parts)
         return path
 
-    def _require_no_links(self, directory: str) -> None:
+    def _require_no_links(self, parts: Sequence[str]) -> None:
         """INVALID_PATH if the directory is reached through a link below the root; looked at again after seconds.
 
-        The server follows links, and has no way not to: one that is planted in between is not noticed.
+        Of one that is not there, the nearest above that is. The server follows links, and has no way not to: one that
+        is planted in between is not noticed.
         """
         now = time.monotonic()
-        if self._straight.get(directory, 0.0) > now:
+        for end in range(len(parts), 0, -1):
+            directory = "/".join(parts[:end])
+            if self._straight.get(directory, 0.0) > now:
+                return
+            root, whole, is_there = self._whole(directory)
+            if whole is None:
+                continue
+            if whole != f"{root.rstrip('/')}/{directory}":
+                detail = f"path {shown(directory)} refused: it leads through a symbolic link"
+                raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
+            if len(self._straight) >= DIRECTORIES_REMEMBERED:
+                self._straight.clear()
+            if is_there:
+                self._straight[directory] = now + MARKER_REMEMBERED_S
             return
+
+    def _whole(self, directory: str) -> tuple[str, str | None, bool]:
+        """What the server makes of the root, and of the directory in it, links followed; is it there.
+
+        Servers say it also of what is missing in a directory that is there, and fail (None) below that.
+        """
         client = self._connected()
         with translating("look at", directory):
-            try:
-                root, whole = (self._run(client.realpath(self._at(path))) for path in ("", directory))
-            except protocol.SFTPError:
-                return  # not there, so no link
-        if whole != f"{str(root).rstrip('/')}/{directory}":
-            detail = f"path {shown(directory)} refused: it leads through a symbolic link"
-            raise StorageError(ErrorClass.INVALID_PATH, detail, field="path")
-        if len(self._straight) >= DIRECTORIES_REMEMBERED:
-            self._straight.clear()
-        self._straight[directory] = now + MARKER_REMEMBERED_S
+            root, whole, there = self._run(_resolved(client, self._at(""), self._at(directory)))
+            if isinstance(root, _MISSING):
+                raise StorageError(ErrorClass.UNAVAILABLE, f"root {shown(self.ref.prefix)} is not there")
+            for told in (root, whole, there):
+                if isinstance(told, BaseException) and (told is root or not isinstance(told, protocol.SFTPError)):
+                    raise told
+        is_there = not isinstance(there, BaseException)
+        return str(root), None if isinstance(whole, BaseException) else str(whole), is_there
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -145,9 +169,7 @@ class SftpProtocol(RemoteProtocol):
                 if _is_file(name.attrs):
                     yield Entry(path, name.attrs.size or 0, _moment(name.attrs))
                 elif stat.S_ISDIR(name.attrs.permissions or 0) and path != TEMPORARIES:
-                    if path.count("/") > DEPTH_LIMIT:
-                        detail = f"{shown(path)} is deeper than {DEPTH_LIMIT} levels"
-                        raise StorageError(ErrorClass.IO, detail)
+                    require_depth(path)
                     left.append(path)
 
     def _names(self, directory: str) -> Iterator[asyncssh.SFTPName]:
@@ -185,6 +207,7 @@ class SftpProtocol(RemoteProtocol):
         if there is not None and not (_is_file(there) or stat.S_ISLNK(there.permissions or 0)):
             raise not_a_file(path)
         staged = f"{TEMPORARIES}/{storing.temporary}"
+        self._require_no_links([TEMPORARIES])
         try:
             self._pour(staged, chunks)
             storing.prove(staged)
@@ -215,7 +238,7 @@ class SftpProtocol(RemoteProtocol):
         try:
             effects.point("sftp.write:before")
             offset = 0
-            for block in _blocks_of(chunks, WRITE_BYTES):  # what the producer raises is the caller's
+            for block in blocks_of(chunks, WRITE_BYTES):  # what the producer raises is the caller's
                 with translating("write", path, writing=True):
                     self._run(file.write(block, offset))
                 offset += len(block)
@@ -245,22 +268,68 @@ class SftpProtocol(RemoteProtocol):
 
     def _publish(self, staged: str, path: str, replace: bool) -> bool:
         """True once the temporary has its name; False if something has it and is not to be replaced."""
-        client = self._connected()
+        client, above = self._connected(), path.split("/")[:-1]
         effects.point("sftp.rename:before")
+        self._require_no_links(above)
         with translating("write", path, writing=True):
             try:
-                published = self._run(self._named(client, staged, path, replace))
+                published = self._named(client, staged, path, replace)
             except _MISSING:
-                self._run(self._make_directories(client, path.split("/")[:-1]))
-                published = self._run(self._named(client, staged, path, replace))
+                self._run(self._make_directories(client, above))
+                effects.point("sftp.mkdir:after")
+                self._require_no_links(above)
+                published = self._named(client, staged, path, replace)
         effects.point("sftp.rename:after")
-        return bool(published)
+        return published
 
-    async def _named(self, client: asyncssh.SFTPClient, staged: str, path: str, replace: bool) -> bool:
+    def _named(self, client: asyncssh.SFTPClient, staged: str, path: str, replace: bool) -> bool:
         old, new = f"{self._root}/{staged}", f"{self._root}/{path}"
-        if replace:
-            await _replaced(client, old, new)
-            return True
+        if not replace:
+            return bool(self._run(self._linked_if_free(client, old, new)))
+        try:
+            self._run(client.posix_rename(old, new))
+        except protocol.SFTPOpUnsupported:
+            self._exchange(client, old, new)
+        return True
+
+    def _exchange(self, client: asyncssh.SFTPClient, old: str, new: str) -> None:
+        """Rename over what is there, by a server that cannot: it is put aside before, and never removed before.
+
+        1. We pause here, our lease ends; 2. another attempt removes our temporary, and stores the file; 3. we go on:
+        our temporary is not there to take the place, so what was there, which may be theirs, has to be there still.
+        """
+        aside = f"{old}-before"  # goes with the attempt's other temporaries
+        self._run(client.lstat(old))
+        is_aside = self._put_aside(client, new, aside)
+        effects.point("sftp.aside:after")
+        try:
+            self._run(client.rename(old, new))
+        except BaseException:  # whatever ends it, also a signal: what was there comes back
+            if is_aside:
+                with contextlib.suppress(asyncssh.Error, OSError):
+                    self._run(client.rename(aside, new))
+            raise
+        if is_aside:
+            with contextlib.suppress(*_MISSING):
+                self._run(client.remove(aside))
+
+    def _put_aside(self, client: asyncssh.SFTPClient, path: str, aside: str) -> bool:
+        """False when nothing is there. What an earlier try of this attempt put aside is older than what is there."""
+        for is_last in (False, True):
+            try:
+                self._run(client.rename(path, aside))
+                return True
+            except _MISSING:
+                return False
+            except (protocol.SFTPFailure, protocol.SFTPFileAlreadyExists):
+                if is_last:
+                    raise
+            with contextlib.suppress(*_MISSING):
+                self._run(client.remove(aside))
+        return False
+
+    async def _linked_if_free(self, client: asyncssh.SFTPClient, old: str, new: str) -> bool:
+        """True once it has the name; False if something else has it."""
         try:
             await client.link(old, new)
         except protocol.SFTPOpUnsupported:
@@ -315,6 +384,7 @@ class SftpProtocol(RemoteProtocol):
 
     def remove_temporaries(self, *attempts: str) -> int:
         self._require_root()
+        self._require_no_links([TEMPORARIES])
         names = [os.fsdecode(name.filename) for name in self._names(TEMPORARIES)]
         return sum(self._remove(f"{TEMPORARIES}/{name}") for name in names if name.rpartition("~")[0] in attempts)
 
@@ -327,12 +397,21 @@ class SftpProtocol(RemoteProtocol):
                 ErrorClass.UNAVAILABLE, f"root {shown(self.ref.prefix)} is not there", hint="is it mounted there?"
             )
         try:
-            with self._open(MARKER) as chunks:
-                return b"".join(chunks)[:MARKER_LIMIT_BYTES]
+            return self._marker_text()
         except StorageError as error:
             if error.error_class == ErrorClass.SOURCE_MISSING:
                 return None
             raise
+
+    def _marker_text(self) -> bytes:
+        """The first bytes of the marker, all of them within the time of one request: a server may give few at once."""
+        text, until = bytearray(), time.monotonic() + self.timeout_s
+        with self._open(MARKER, 0, MARKER_LIMIT_BYTES) as chunks:
+            for block in chunks:
+                text += block
+                if time.monotonic() > until:
+                    raise StorageError(ErrorClass.TIMEOUT, f"the marker does not come within {self.timeout_s:g} s")
+        return bytes(text[:MARKER_LIMIT_BYTES])
 
     def _attributes_followed(self, path: str) -> asyncssh.SFTPAttrs | None:
         client = self._connected()
@@ -344,6 +423,7 @@ class SftpProtocol(RemoteProtocol):
 
     def _write_marker(self, text: bytes) -> None:
         staged = f"{TEMPORARIES}/{MARKER}~{os.getpid()}"
+        self._require_no_links([TEMPORARIES])
         self._pour(staged, [text])
         self._publish(staged, MARKER, False)
         self._remove(staged)
@@ -365,6 +445,12 @@ async def _some(scan: Any) -> list[asyncssh.SFTPName]:
     return names
 
 
+async def _resolved(client: asyncssh.SFTPClient, root: str, directory: str) -> Sequence[Any]:
+    """The root and the directory, links followed, and the directory's attributes; exceptions in place of each."""
+    asked = (client.realpath(root), client.realpath(directory), client.lstat(directory))
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
 async def _exists(client: asyncssh.SFTPClient, path: str) -> bool:
     try:
         await client.lstat(path)
@@ -373,32 +459,10 @@ async def _exists(client: asyncssh.SFTPClient, path: str) -> bool:
     return True
 
 
-async def _replaced(client: asyncssh.SFTPClient, old: str, new: str) -> None:
-    """Rename over what is there: at once where the server can, else after removing it."""
-    try:
-        await client.posix_rename(old, new)
-    except protocol.SFTPOpUnsupported:
-        with contextlib.suppress(*_MISSING):
-            await client.remove(new)
-        await client.rename(old, new)
-
-
 def _ended(file: asyncssh.SFTPClientFile) -> None:
     """Close a file on the loop; on a connection that is gone there is nothing left to close."""
     task = asyncio.ensure_future(file.close())
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-
-def _blocks_of(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The bytes in larger blocks, which the library sends as many requests at once."""
-    block = bytearray()
-    for chunk in chunks:
-        block += chunk
-        if len(block) >= size:
-            yield bytes(block)
-            block.clear()
-    if block:
-        yield bytes(block)
 
 
 def _is_file(attributes: asyncssh.SFTPAttrs) -> bool:

@@ -73,12 +73,15 @@ def root_of(ref: ProtocolRef) -> str:
 
 
 async def connected(ref: ProtocolRef, timeout_s: float) -> tuple[asyncssh.SSHClientConnection, asyncssh.SFTPClient]:
-    """A connection to the storage's host, let in by its secret, and SFTP on it."""
+    """A connection to the storage's host, let in by its secret, and SFTP on it.
+
+    By nothing else: asyncssh takes the keys in ~/.ssh where it is given (), and none for None; so with agents and files.
+    """
     root, secret = root_url(ref, plain=False), ref.secret or {}
     keys = [_private_key(secret["private_key"], secret.get("passphrase"))] if "private_key" in secret else None
     connection = await asyncssh.connect(
         root.hostname or "", root.port or 22, config=None, known_hosts=((), (), ()), agent_path=None,
-        client_factory=lambda: _HostKey(ref.options.get("host_key", "")), client_keys=keys or (),
+        client_factory=lambda: _HostKey(ref.options.get("host_key", "")), client_keys=keys,
         username=secret.get("username", ""), password=secret.get("password"), gss_host=None,
         connect_timeout=timeout_s, login_timeout=timeout_s, keepalive_interval=timeout_s,
         encryption_algs="^aes256-gcm@openssh.com",  # a third less work than the usual first choice

@@ -19,14 +19,13 @@ from dlm.protocols.http import Answer, Request, Server, refused
 from dlm.protocols.interface import Chunks, Entry, Space, Stat
 from dlm.protocols.multistatus import QUESTION, QUOTA_QUESTION, Resource
 from dlm.protocols.network import root_url, tls_context
-from dlm.protocols.remote import RemoteProtocol, Storing, beginning, not_a_file, require_file_names
+from dlm.protocols.remote import RemoteProtocol, Storing, beginning, not_a_file, require_depth, require_file_names
 from dlm.rooted import MARKER, MARKER_LIMIT_BYTES, TEMPORARIES, shown, split
 from dlm.types import Checksums, ErrorClass, ProtocolRef
 
-PLAIN = ("dav", "http")
+PLAIN = ("dav",)
 IN_MEMORY_BYTES = 1 << 20  # bodies up to here are sent with their length, and again after a redirect
 LOCKED_TRIES, LOCKED_WAIT_S = 40, 0.05
-DEPTH_LIMIT = 200
 _BENT = "?;#%"
 DECODED, CUT, LITERAL = "decoded", "cut", "literal"  # how a server understands where a file is to be moved
 _DIGEST_NAMES = {"adler32": "adler32", "adler": "adler32", "md5": "md5", "sha-256": "sha256", "sha256": "sha256"}
@@ -68,7 +67,7 @@ class WebDavProtocol(RemoteProtocol):
         is_plain = self.ref.scheme in PLAIN
         root, secret = root_url(self.ref, is_plain), self.ref.secret or {}
         root = root._replace(scheme="http" if is_plain else "https")
-        trusted = [name.strip() for name in self.ref.options.get("trusted_hosts", "").split(",") if name.strip()]
+        trusted = self.ref.trusted_hosts()
         context = None if is_plain else tls_context(secret)
         self._base = quote(unquote(root.path.rstrip("/"), errors="surrogateescape"), errors="surrogateescape")
         return Server(root, context, self.timeout_s, secret, trusted)
@@ -176,7 +175,7 @@ class WebDavProtocol(RemoteProtocol):
                 if not found.is_collection:
                     yield Entry(path, found.size(), found.modified_at)
                 elif path != TEMPORARIES:
-                    _require_depth(path)
+                    require_depth(path)
                     left.append(path)
 
     def _whole(self, path: str) -> str:
@@ -456,8 +455,3 @@ def _part(blocks: Iterator[bytes], offset: int, length: int | None) -> Iterator[
             yield block[begin:stop]
         if end is not None and position >= end:
             return
-
-
-def _require_depth(path: str) -> None:
-    if path.count("/") > DEPTH_LIMIT:
-        raise StorageError(ErrorClass.IO, f"{shown(path)} is deeper than {DEPTH_LIMIT} levels")

@@ -13,7 +13,7 @@ from dlm import did as codec
 from dlm.core import replicas, uploads
 from dlm.core.files import ALGORITHMS
 from dlm.db import uploads as upload_rows
-from dlm.errors import DlmError, NotFound, StorageError, Transient
+from dlm.errors import DlmError, NotFound, StorageError, Transient, Unsupported
 from dlm.protocols import Chunks, open_protocol
 from dlm.types import Checksums, ErrorClass, ReplicaState
 from dlm.web.access import permission
@@ -128,9 +128,11 @@ def _sent(chunks: Chunks) -> Iterator[bytes]:
 def _opened(found: list[replicas.Source]) -> tuple[replicas.Source, Chunks]:
     """The first of these replicas that can be opened and has the right size.
 
-    Transient when one of them is out of reach, NotFound when all of them could be asked and none is right.
+    Transient when one of them is out of reach, Unsupported when this host cannot speak to one, NotFound when all of
+    them could be asked and none is right.
     """
     reasons, is_away = [], False
+    lacking: Unsupported | None = None
     for source in found:
         try:
             protocol = open_protocol(source.protocol)
@@ -141,5 +143,12 @@ def _opened(found: list[replicas.Source]) -> tuple[replicas.Source, Chunks]:
         except StorageError as error:
             is_away = is_away or error.error_class in AWAY
             reasons.append(f"{source.storage}: {error.detail}")
+        except Unsupported as error:
+            lacking = error
+            reasons.append(f"{source.storage}: {error.detail}")
     told = f"no replica can be read now ({'; '.join(reasons)[:500]})"
-    raise Transient(told, field="did") if is_away else NotFound(told, field="did")
+    if is_away:
+        raise Transient(told, field="did")
+    if lacking is not None:
+        raise Unsupported(told, field="did", hint=lacking.hint)
+    raise NotFound(told, field="did")
