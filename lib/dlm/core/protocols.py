@@ -72,7 +72,7 @@ def check_spoken(scheme: str, credentials: str | None, options: Mapping[str, str
 
 def _check_option(scheme: str, key: str, value: str, field: str) -> None:
     known = declared(scheme)
-    if known is not None and key in known:
+    if known is not None and key in known.keys():
         hint = "put it into a secret, and name that: dlm-admin secret add NAME"
         raise InvalidInput(f"{key} is no option: options are shown to everybody", field=field, hint=hint)
     if not _KEY.fullmatch(key) or (known is not None and key not in known.option_names()):
