@@ -150,11 +150,12 @@ class NetworkFaults:
                 yield os.urandom(1 << 20)
             raise ZeroDivisionError
 
-        for size_bytes in (None, 15 << 20):
+        # As the engine numbers them: a server may hold what a broken upload wrote locked for a moment yet (XRootD, 423).
+        for attempt, size_bytes in (("1", None), ("2", 15 << 20)):
             with pytest.raises(ZeroDivisionError):
-                storage.write("d/f", broken(), attempt="1", size_bytes=size_bytes)
+                storage.write("d/f", broken(), attempt=attempt, size_bytes=size_bytes)
             assert storage.stat("d/f") is None and list(storage.list()) == []
-            assert storage.remove_temporaries("1") == 0
+            assert storage.remove_temporaries(attempt) == 0
         put(storage, "d/f", b"x")
 
     def test_a_writer_killed_half_way_leaves_what_the_next_attempt_removes(
