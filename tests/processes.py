@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,16 @@ class Service:
     def look(self) -> str:
         """What a person would look at."""
         return "\n".join(f"--- {name}\n{self.tail(name)}" for name in self.processes)
+
+
+@contextmanager
+def serving(name: str, pg_bin: Path | None, settings: Mapping[str, object]) -> Iterator[Service]:
+    """A service that runs, in a directory of its own of that name."""
+    directory = Path(os.environ["DLM_TEST_DIRECTORY"], f"{name}-{os.getpid()}")
+    directory.mkdir(mode=0o755)
+    service = Service(directory, pg_bin, settings)
+    try:
+        service.start()
+        yield service
+    finally:
+        service.stop()

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pytest
 
 from dlm.errors import Conflict
-from processes import Service
+from processes import Service, serving
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
 
@@ -46,14 +46,8 @@ Answer = TypeVar("Answer")
 
 @pytest.fixture(scope="module")
 def service(pytestconfig: pytest.Config) -> Iterator[Service]:
-    directory = Path(os.environ["DLM_TEST_DIRECTORY"], f"processes-{os.getpid()}")
-    directory.mkdir(mode=0o755)
-    service = Service(directory, pytestconfig.getoption("--pg-bin"), SETTINGS)
-    try:
-        service.start()
+    with serving("processes", pytestconfig.getoption("--pg-bin"), SETTINGS) as service:
         yield service
-    finally:
-        service.stop()
 
 
 @dataclass

@@ -15,7 +15,7 @@ import pytest
 
 from dlm.db.engine import Database
 from dlm.errors import DlmError
-from processes import Service
+from processes import Service, serving
 from protocols.servers import Place, free_port, rclone_serves, silent
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
@@ -75,14 +75,8 @@ class Processes(threading.Thread):
 
 @pytest.fixture(scope="module")
 def service(pytestconfig: pytest.Config) -> Iterator[Service]:
-    directory = Path(os.environ["DLM_TEST_DIRECTORY"], f"secrets-{os.getpid()}")
-    directory.mkdir(mode=0o755)
-    service = Service(directory, pytestconfig.getoption("--pg-bin"), SETTINGS)
-    try:
-        service.start()
+    with serving("secrets", pytestconfig.getoption("--pg-bin"), SETTINGS) as service:
         yield service
-    finally:
-        service.stop()
 
 
 @pytest.fixture(scope="module")

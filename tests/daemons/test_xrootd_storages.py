@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from processes import Service
+from processes import Service, serving
 from protocols.servers import Place
 from protocols.xrootd import needs_gfal, open_directory, xrootd
 
@@ -18,14 +17,8 @@ SETTINGS = {"conveyor.interval_s": 0.2, "judge.interval_s": 0.2, "log.level": "i
 
 @pytest.fixture(scope="module")
 def service(pytestconfig: pytest.Config) -> Iterator[Service]:
-    directory = Path(os.environ["DLM_TEST_DIRECTORY"], f"xrootd-{os.getpid()}")
-    directory.mkdir(mode=0o755)
-    service = Service(directory, pytestconfig.getoption("--pg-bin"), SETTINGS)
-    try:
-        service.start()
+    with serving("xrootd", pytestconfig.getoption("--pg-bin"), SETTINGS) as service:
         yield service
-    finally:
-        service.stop()
 
 
 @pytest.fixture(scope="module")
